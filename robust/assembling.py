@@ -1,0 +1,173 @@
+"""From the ledger to the summary: counts, intervals, curves, checks, verdicts and score."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from robust.attacks.registry import find
+from robust.checks import CHECK_NAMES
+from robust.curve import curve
+from robust.ledger import Ledger, Run
+from robust.plan import Step, standard_attacks
+from robust.reports.score import audit_score, threat_score
+from robust.running import CHECKS, CURVE, distances
+from robust.stats import rate
+from robust.summary import (
+    AttackRecord,
+    AuditSummary,
+    CheckRecord,
+    Cost,
+    DataRecord,
+    ModelRecord,
+    Settings,
+    Status,
+    ThreatRecord,
+    ThreatResult,
+)
+from robust.threats import ThreatModel
+from robust.verdict import verdict, worst
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was audited and how, as the summary states it."""
+
+    model: ModelRecord
+    data: DataRecord
+    settings: Settings
+    warnings: list[str]
+
+
+def assemble(
+    ledger: Ledger, subject: Subject, threats: Sequence[ThreatModel], attacks: tuple[str, ...] | None
+) -> AuditSummary:
+    """The summary of all that the ledger holds."""
+    images = ledger.images()
+    results = [threat_result(ledger, threat, attacks) for threat in threats]
+    return AuditSummary(
+        robust_version=version("robust"),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        model=subject.model,
+        data=subject.data,
+        settings=subject.settings,
+        clean_accuracy=rate(sum(row.correct for row in images), len(images)),
+        verdict=worst([result.verdict for result in results]),
+        threats=results,
+        score=audit_score({result.threat.text: result.score for result in results}),
+        warnings=subject.warnings,
+        seconds=sum(result.cost.seconds for result in results),
+        machine=_machine(),
+        versions=_versions(),
+    )
+
+
+def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] | None) -> ThreatResult:
+    """What the ledger says of one threat model."""
+    images, rows = ledger.images(), ledger.rows(threat.text)
+    n = len(images)
+    correct = np.array([row.correct for row in images])
+    distance = distances(rows, n)
+    broken = [row for row in rows if row.broken_by]
+    records = _attack_records(ledger, threat)
+    checks = _checks(ledger, threat)
+    missing = [name for name in standard_attacks(threat) if attacks is not None and not _covered(name, attacks)]
+    judgement, reasons = verdict(checks, records, missing)
+    robust = rate(int(correct.sum()) - len(broken), n)
+    found = distance[correct]
+    median = float(np.median(found)) if len(found) else float("inf")
+    return ThreatResult(
+        threat=ThreatRecord(norm=threat.norm, eps=threat.eps, text=threat.text),  # type: ignore[arg-type]
+        robust_accuracy=robust,
+        verdict=judgement,
+        reasons=reasons,
+        checks=checks,
+        cost=Cost(
+            forward_per_image=sum(record.forward for record in records) / n,
+            backward_per_image=sum(record.backward for record in records) / n,
+            seconds=sum(record.seconds for record in records),
+        ),
+        attacks=records,
+        curve=curve(correct, distance, threat.eps, threat.norm),
+        median_distance=median if np.isfinite(median) else None,
+        eight_bit=rate(sum(bool(row.eight_bit) for row in broken), len(broken)) if broken else None,
+        score=threat_score(correct, distance, threat.eps, threat=threat.text, trusted=judgement == "sound"),
+    )
+
+
+def _covered(standard: str, chosen: tuple[str, ...]) -> bool:
+    """Whether a standard attack is among the chosen ones with at least its settings as text."""
+    return standard in chosen
+
+
+def _attack_records(ledger: Ledger, threat: ThreatModel) -> list[AttackRecord]:
+    runs: dict[str, list[Run]] = {}
+    for run in ledger.runs(threat.text):
+        runs.setdefault(run.attack, []).append(run)
+    planned: list[str] = ledger.meta(f"plan {threat.text}") or []
+    names = [*planned, CURVE, *([CHECKS] if CHECKS in runs else [])]
+    return [_attack_record(ledger, threat, name, runs.get(name, [])) for name in names]
+
+
+def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> AttackRecord:
+    status, detail = _status(ledger, threat, name, runs)
+    return AttackRecord(
+        name=name,
+        knowledge="white-box" if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
+        tried=max((run.tried for run in runs), default=0) if name == CHECKS else sum(run.tried for run in runs),
+        broken=sum(run.broken for run in runs),
+        rejected=sum(run.rejected for run in runs),
+        forward=sum(run.forward for run in runs),
+        backward=sum(run.backward for run in runs),
+        seconds=sum(run.seconds for run in runs),
+        status=status,
+        detail=detail,
+    )
+
+
+def _status(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> tuple[Status, str]:
+    for status in ("failed", "skipped"):
+        for run in runs:
+            if run.status == status:
+                return status, run.detail
+    if name == CHECKS or ledger.meta(f"finished {threat.text} {name}"):
+        return "done", ""
+    return ("unfinished", "the budget ran out") if runs else ("skipped", "the budget ran out")
+
+
+def _checks(ledger: Ledger, threat: ThreatModel) -> list[CheckRecord]:
+    """All checks in a fixed order; one that never ran is stated as such."""
+    found = {**ledger.checks(""), **ledger.checks(threat.text)}
+    return [
+        CheckRecord.model_validate_json(found[name])
+        if name in found
+        else CheckRecord(
+            name=name, title=f"Check {name!r}", passed=None, detail="not run: the budget ran out, or no image is "
+            "classified right", meaning="The verdict is incomplete without it.", weight="evidence",
+        )
+        for name in CHECK_NAMES
+    ]  # fmt: skip
+
+
+def _machine() -> str:
+    import os
+
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {device}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("robust", "torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,146 @@
+"""What every attack shares: its contract, its goal, and the one place where gradients are taken."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from robust.errors import InputError, NoGradientError
+from robust.models import evaluating
+from robust.randomness import image_seeds
+from robust.threats import NORMS, TOLERANCE, Norm
+
+Model = Callable[[Tensor], Tensor]
+Knowledge = Literal["none", "white-box", "score", "decision"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What counts as success for each image of a batch.
+
+    Without ``targets``: any class but the label. With: exactly the target. Both are int64 of shape (N,).
+    """
+
+    labels: Tensor
+    targets: Tensor | None = None
+
+    def met(self, logits: Tensor) -> Tensor:
+        """Whether each image is fooled, (N,) bool, from logits (N, K). An image whose logits hold a NaN is not."""
+        prediction = logits.argmax(1)
+        reached = prediction != self.labels if self.targets is None else prediction == self.targets
+        return reached & logits.isfinite().all(1)
+
+    def __getitem__(self, index: Tensor) -> Goal:
+        return Goal(self.labels[index], None if self.targets is None else self.targets[index])
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack: its settings, called like a function.
+
+    ``adversarial = PGD(eps=8/255, steps=40)(model, images, labels)``
+
+    Settings common to all:
+        eps: radius of the norm ball in [0, 1] pixel units, one number or one per image, shape (N,).
+        norm: ``linf``, ``l2``, ``l1`` or ``l0``; which of them an attack supports stands in ``norms``.
+        seed: the same seed and images give the same result, however the images are batched.
+
+    The call takes
+        model: images (N, C, H, W) in [0, 1] to logits (N, K);
+        images: float tensor (N, C, H, W) in [0, 1];
+        labels: the true classes, integers of shape (N,);
+        targets: classes to reach, shape (N,). Passing it is what makes the attack targeted.
+    and returns adversarial images of the same shape, inside ball and box to 1e-6. Images that are fooled already come
+    back untouched, as does everything at eps = 0; for an image that could not be fooled the iterate of highest loss
+    comes back. The model's weights, ``.grad``, flags and the global random state are as before.
+
+    Raises InputError for images outside [0, 1], shapes that do not fit, an unsupported norm, targets where the attack
+    has none, and a target equal to its label; NoGradientError where a white-box attack finds no path to the input.
+    """
+
+    eps: float | Tensor
+    _: KW_ONLY
+    norm: str = "linf"
+    seed: int = 0
+
+    name: ClassVar[str]
+    norms: ClassVar[tuple[str, ...]]
+    knowledge: ClassVar[Knowledge]
+    source: ClassVar[str]
+    targetable: ClassVar[bool] = True
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        goal, eps = self._checked(images, labels, targets)
+        if not len(images):
+            return images.clone()
+        with evaluating(model), torch.no_grad():
+            return self.run(model, images.detach(), goal, eps, image_seeds(images, self.seed))
+
+    @abstractmethod
+    def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
+        """The attack itself, on checked arguments: eps and seeds (N,), gradients off, the model guarded."""
+
+    @property
+    def geometry(self) -> Norm:
+        return NORMS[self.norm]
+
+    def _checked(self, images: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Goal, Tensor]:
+        if self.norm not in self.norms:
+            raise InputError(f"{self.name} has no {self.norm} form; it supports {', '.join(self.norms)}")
+        if targets is not None and not self.targetable:
+            raise InputError(f"{self.name} cannot be targeted: call it without targets")
+        if not images.is_floating_point() or images.dim() < 2:
+            raise InputError(
+                f"images must be floats of shape (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if len(images) and not (images.min() >= -TOLERANCE and images.max() <= 1 + TOLERANCE):
+            raise InputError(
+                f"images must lie in [0, 1], not [{images.min():.4g}, {images.max():.4g}]: divide 8-bit images by 255, "
+                "and put normalization into the model"
+            )
+        given = _classes("labels", labels, images)
+        goal = Goal(given, None if targets is None else _classes("targets", targets, images))
+        if goal.targets is not None and bool((goal.targets == goal.labels).any()):
+            raise InputError("a target equals the true label; choose another target class for that image")
+        eps = torch.as_tensor(self.eps, dtype=images.dtype, device=images.device)
+        if eps.dim() and eps.shape != (len(images),):
+            raise InputError(f"eps must be one number or one per image, not shape {tuple(eps.shape)}")
+        if len(images) and not bool((eps >= 0).all()):
+            raise InputError("eps must be at least 0")
+        return goal, eps.expand(len(images))
+
+
+def _classes(name: str, values: Tensor, images: Tensor) -> Tensor:
+    classes = torch.as_tensor(values, device=images.device)
+    if classes.is_floating_point() or classes.shape != (len(images),):
+        raise InputError(
+            f"{name} must be {len(images)} class numbers, not {classes.dtype} of shape {tuple(classes.shape)}"
+        )
+    return classes.long()
+
+
+Loss = Callable[[Tensor, Goal], Tensor]
+
+
+def loss_and_gradient(model: Model, points: Tensor, goal: Goal, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-image loss (N,), logits (N, K) and the loss's gradient at ``points``; no other gradient is computed."""
+    leaf = points.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf)
+        values = loss(logits, goal)
+        if not values.requires_grad:
+            raise NoGradientError("no gradient reaches the model's input: it detaches, quantizes or runs without grad")
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise NoGradientError("no gradient reaches the model's input: the output does not depend on it")
+    return values.detach(), logits.detach(), gradient
+
+
+def still_open(model: Model, images: Tensor, goal: Goal, eps: Tensor) -> Tensor:
+    """Positions of the images that are not fooled unattacked and may be changed at all."""
+    return ((eps > 0) & ~goal.met(model(images))).nonzero().squeeze(1)

@@ -1,0 +1,85 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import Attack, Goal, Knowledge, Model, loss_and_gradient, still_open
+from robust.attacks.losses import LOSSES
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Steps of fixed size along the steepest ascent of the loss, each projected back into ball and box.
+
+    Settings:
+        steps: gradient steps per restart.
+        step_size: length of a step in the norm's own unit; by default a quarter of eps. It does not depend on
+            ``steps``, so more steps only continue the same run and never lose a success.
+        restarts: runs, each from its own random start; only images still standing are run again.
+        random_start: start at a random point of the ball (True) or at the image itself, in the first run.
+        loss: ``ce``, ``margin`` or ``dlr``.
+
+    An image leaves the batch at the first iterate that fools the model, read off the gradient's own forward pass.
+
+    Source: Madry et al., ICLR 2018, section 2.1 (BIM, Kurakin et al. 2017, without the random start).
+    """
+
+    _: KW_ONLY
+    steps: int = 40
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+
+    name: ClassVar[str] = "pgd"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    knowledge: ClassVar[Knowledge] = "white-box"
+    source: ClassVar[str] = "Madry et al., ICLR 2018"
+
+    def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
+        best, best_loss = images.clone(), torch.full_like(eps, -torch.inf)
+        index = still_open(model, images, goal, eps)
+        for restart in range(self.restarts):
+            if not len(index):
+                break
+            index = self._climb(model, images, goal, eps, seeds, restart, index, best, best_loss)
+        return best
+
+    def _climb(
+        self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor, restart: int, index: Tensor,
+        best: Tensor, best_loss: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """One run over the images at ``index``; notes the best iterates and returns what still stands."""
+        geometry, loss = self.geometry, LOSSES[self.loss]
+        center, aim, radius = images[index], goal[index], eps[index]
+        size = self._size(radius)
+        start_at_random = self.random_start or restart > 0
+        points = geometry.random(center, radius, seeds[index], 8 * restart) if start_at_random else center.clone()
+        for step in range(self.steps + 1):
+            if step < self.steps:
+                values, logits, gradient = loss_and_gradient(model, points, aim, loss)
+            else:
+                logits = model(points)
+                values, gradient = loss(logits, aim), points
+            solved = aim.met(logits)
+            values = values.masked_fill(solved, torch.inf)
+            better = values > best_loss[index]
+            best[index[better]], best_loss[index[better]] = points[better], values[better]
+            if bool(solved.any()):
+                keep = ~solved
+                index, center, radius, size = index[keep], center[keep], radius[keep], size[keep]
+                points, gradient, aim = points[keep], gradient[keep], aim[keep]
+            if step == self.steps or not len(index):
+                break
+            points = geometry.project(geometry.steepest(gradient, points, size), center, radius)
+        return index
+
+    def _size(self, radius: Tensor) -> Tensor:
+        if self.step_size is not None:
+            return torch.full_like(radius, self.step_size)
+        return (radius / 4).clamp_min(1) if self.norm == "l0" else radius / 4

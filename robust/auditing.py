@@ -1,0 +1,298 @@
+"""The audit: from a model and labeled images to a verdict, a ledger and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust.assembling import Subject, assemble
+from robust.attacks.registry import find
+from robust.batching import batches, comfortable_batch
+from robust.counting import CountedModel
+from robust.data import ImageSet, load_data
+from robust.errors import InputError
+from robust.evidence import Replay, replay
+from robust.ledger import ImageRow, Ledger
+from robust.models import check_model, evaluating, identify, load_model, parameter_count
+from robust.plan import standard_attacks
+from robust.progress import Progress, Silent
+from robust.reports import write_report
+from robust.running import Job, run_threat
+from robust.summary import AuditSummary, DataRecord, ModelRecord, Settings
+from robust.threats import ThreatModel
+
+LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
+DEFAULT_THREAT = "linf:8/255"
+
+
+def audit(
+    model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
+    data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",
+    threats: Sequence[str | ThreatModel] = (DEFAULT_THREAT,),
+    *,
+    attacks: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    budget: float | None = None,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    trust: bool = False,
+    name: str | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> AuditSummary:
+    """Audit a classifier: attack it, re-verify what the attacks claim, check the evidence, give a verdict.
+
+    Args:
+        model: a module or callable from images (N, C, H, W) in [0, 1] to logits (N, K), or a text that
+            :func:`robust.load_model` takes.
+        data: a data set of (image, label), a pair of tensors, or a text that :func:`robust.load_data` takes.
+        threats: threat models, as objects or text such as ``"linf:8/255"``.
+        attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
+            ones cannot be sound.
+        limit: audit a random sample of so many images.
+        seed: of the sample and of every attack. The same seed gives the same verdicts on one machine.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
+        batch_size: images at a time; by default from the model's largest activation.
+        budget: seconds after which no new batch is started; what was left undone makes the verdict inconclusive.
+        out: folder for `audit.json`, `report.html` and `ledger.sqlite`; None keeps nothing on disk. An audit of the
+            same things there is resumed.
+        weights, mean, std, trust: see :func:`robust.load_model`; resize, class_names: see :func:`robust.load_data`.
+        name: what to call the model in the report.
+
+    Returns:
+        The summary, the same record as in `audit.json`.
+
+    Raises:
+        InputError: for anything wrong with the arguments, the model or the data; one line with the remedy.
+    """
+    progress = progress or Silent()
+    request = _Request(
+        threats=_threats(threats), attacks=_attacks(attacks), seed=seed, device=_device(device), out=_folder(out)
+    )
+    _check_budget(budget)
+    images = load_data(data, resize=resize, class_names=class_names)
+    available = len(images)
+    images = images.limited(limit, seed)
+    network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(request.device)
+    for threat in request.threats:
+        threat.check_shape(images.shape)
+    first = images.batch(range(min(8, len(images)))).to(request.device)
+    classes = check_model(network, first, images.labels, len(images.class_names))
+    size = batch_size or comfortable_batch(network, first[:1])
+    predictions = _clean_pass(network, images, request.device, size, progress)
+    record = ModelRecord(
+        name=name or _name_of(model), sha256=identify(network), parameters=parameter_count(network), classes=classes
+    )
+    described = DataRecord(
+        name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
+        class_names=list(images.class_names),
+    )  # fmt: skip
+    ledger = _open_ledger(request, record, described, images, predictions, size)
+    with ledger:
+        job = Job(
+            model=network, counted=CountedModel(network), data=images, ledger=ledger, device=request.device,
+            attacks=request.attacks, seed=seed, batch_size=ledger.meta("batch_size"),
+            deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
+        )  # fmt: skip
+        for threat in request.threats:
+            run_threat(job, threat)
+        settings = Settings(
+            seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
+            attacks=list(request.attacks or standard_attacks(request.threats[0])),
+            standard_attacks=request.attacks is None, command=command or "robust.audit(...)",
+        )  # fmt: skip
+        subject = Subject(record, described, settings, _warnings(predictions, classes))
+        summary = assemble(ledger, subject, request.threats, request.attacks)
+        if request.out is not None:
+            summary.write(request.out / SUMMARY)
+            write_report(summary, ledger, request.out / REPORT)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The checked arguments that cost nothing to check."""
+
+    threats: tuple[ThreatModel, ...]
+    attacks: tuple[str, ...] | None
+    seed: int
+    device: torch.device
+    out: Path | None
+
+
+def _threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
+    if isinstance(given, (str, ThreatModel)):
+        given = [given]
+    threats = tuple(threat if isinstance(threat, ThreatModel) else ThreatModel.parse(threat) for threat in given)
+    if not threats:
+        raise InputError("threats: give at least one, such as linf:8/255")
+    texts = [threat.text for threat in threats]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise InputError(f"threat {text} is given twice")
+    return threats
+
+
+def _attacks(given: Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    for text in given:
+        find(text)
+    return tuple(given)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({message}); choose cpu, cuda or auto") from None
+    return device
+
+
+def _check_budget(budget: float | None) -> None:
+    if budget is not None and not budget > 0:
+        raise InputError(f"budget {budget:g} s: give more than 0 seconds")
+
+
+def _folder(out: str | Path | None) -> Path | None:
+    """The folder for the results, checked but not yet made."""
+    if out is None:
+        return None
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LEDGER).exists():
+        raise InputError(f"--out {folder}: holds other files and no audit; give a new or empty folder")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: {parent} cannot be written to; give another folder")
+    return folder
+
+
+def _name_of(model: object) -> str:
+    if isinstance(model, (str, Path)):
+        return str(model)
+    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", type(model).__name__)
+
+
+def _clean_pass(
+    model: nn.Module, data: ImageSet, device: torch.device, batch_size: int, progress: Progress
+) -> list[ImageRow]:
+    """What the model says of every image unattacked. Reads each image once, so a bad one stops the audit here."""
+    rows: list[ImageRow] = []
+    progress.stage("clean accuracy", len(data))
+    for ids in batches(list(range(len(data))), batch_size):
+        with evaluating(model), torch.no_grad():
+            logits = model(data.batch(ids).to(device)).float()
+        if not bool(logits.isfinite().all()):
+            place = ids[int((~logits.isfinite().all(1)).nonzero()[0])]
+            raise InputError(
+                f"the model's logits for image {place} hold NaN or infinity; mend the model or its weights"
+            )
+        confidence, prediction = (part.cpu().tolist() for part in logits.softmax(1).max(1))
+        labels = data.labels[ids].tolist()
+        rows += [ImageRow(*row) for row in zip(ids, labels, prediction, confidence, strict=True)]
+        progress.advance(len(ids))
+    right = sum(row.correct for row in rows)
+    progress.line(f"{'clean':<12} {right} of {len(rows)} images classified right ({right / len(rows):.1%})")
+    return rows
+
+
+def _warnings(rows: list[ImageRow], classes: int) -> list[str]:
+    right = sum(row.correct for row in rows) / len(rows)
+    if right < max(1.5 / classes, 0.2):
+        return [
+            f"Clean accuracy is {right:.1%}, near chance: are the labels in the order of the model's outputs, and is "
+            "its normalization part of it (--mean, --std)?"
+        ]
+    return []
+
+
+def _open_ledger(
+    request: _Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int
+) -> Ledger:
+    """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
+    identity = {
+        "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
+        "attacks": request.attacks and list(request.attacks), "seed": request.seed,
+    }  # fmt: skip
+    path = None if request.out is None else request.out / LEDGER
+    if path is not None and path.exists():
+        ledger = Ledger.open(path)
+        found = ledger.meta("identity")
+        if ledger.meta("complete_images"):
+            differing = [key for key in identity if found.get(key) != identity[key]]
+            if differing:
+                ledger.close()
+                raise InputError(
+                    f"--out {request.out}: holds an audit with another {' and '.join(differing)}; give another folder"
+                )
+            return ledger
+        ledger.close()
+        path.unlink()
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {request.out}: cannot be made ({error.strerror}); give another folder") from None
+    ledger = Ledger.create(path, identity)
+    ledger.set_meta("shape", data.shape)
+    ledger.set_meta("batch_size", batch_size)
+    for ids in batches(list(range(len(images))), batch_size):
+        ledger.add_images([rows[i] for i in ids], images.batch(ids).numpy())
+    ledger.set_meta("complete_images", True)
+    return ledger
+
+
+def default_folder(model: str, data: str, threats: Sequence[str], seed: int, limit: int | None) -> Path:
+    """Where the command puts an audit when not told: the same command finds its own audit again."""
+    words = json.dumps([model, data, list(threats), seed, limit]).encode()
+    stem = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
+    return Path("robust-audits") / f"{stem}-{hashlib.sha256(words).hexdigest()[:8]}"
+
+
+def verify_audit(
+    folder: str | Path,
+    model: str | Path | nn.Module | Callable[[Tensor], Tensor],
+    *,
+    device: str = "auto",
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trust: bool = False,
+) -> dict[str, Replay]:
+    """Run every stored adversarial image of the audit in ``folder`` again; the outcome per threat model.
+
+    Raises InputError where the folder holds no audit, or the model is not the one that was audited.
+    """
+    summary = AuditSummary.read(Path(folder) / SUMMARY)
+    network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place := _device(device))
+    if identify(network) != summary.model.sha256:
+        raise InputError(f"{folder}: audited another model ({summary.model.name}); its weights differ from these")
+    with Ledger.open(Path(folder) / LEDGER) as ledger:
+        return {
+            result.threat.text: replay(
+                network, ledger, ThreatModel(result.threat.norm, result.threat.eps, result.threat.text), place, 64
+            )
+            for result in summary.threats
+        }

@@ -1,0 +1,180 @@
+"""The record of one audit as plain, validated data: what `audit.json` holds.
+
+The JSON Schema of :class:`AuditSummary` is the file's documentation for other programs; `robust schema` prints it.
+Numbers are unitless rates in [0, 1] unless a field says otherwise; eps and distances are in [0, 1] pixel units.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["sound", "suspect", "inconclusive"]
+Norm = Literal["linf", "l2", "l1", "l0"]
+Status = Literal["done", "failed", "skipped", "unfinished"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rate(_Record):
+    """A share of images with its 95 % Clopper-Pearson interval."""
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    numerator: int = Field(ge=0)
+    n: int = Field(ge=1, description="the denominator: all audited images, wrongly classified ones included")
+
+
+class ThreatRecord(_Record):
+    """The threat model: a norm ball of radius eps around each image, inside the box [0, 1]."""
+
+    norm: Norm
+    eps: float = Field(ge=0)
+    text: str = Field(description="as written on the command line, e.g. linf:8/255; unique within one audit")
+
+
+class CheckRecord(_Record):
+    """One check of the evidence. ``passed`` is null where the check could not be run."""
+
+    name: str
+    title: str
+    passed: bool | None
+    detail: str = Field(description="what was measured, with its figures")
+    meaning: str = Field(description="why it matters and what to do if it fails")
+    weight: Literal["evidence", "advice"] = Field(
+        description="a failed check of evidence makes the verdict suspect; advice only informs"
+    )
+
+
+class AttackRecord(_Record):
+    """One attack of the audit: on how many images it ran, what it broke, and what it cost."""
+
+    name: str
+    knowledge: Literal["none", "white-box", "score", "decision"]
+    tried: int
+    broken: int = Field(description="images this attack was the first to break, each re-verified in float32")
+    rejected: int = Field(description="claims of success that re-verification did not confirm")
+    forward: int = Field(description="images passed forward, all together")
+    backward: int = Field(description="images passed backward, all together")
+    seconds: float
+    status: Status
+    detail: str = ""
+
+
+class CurvePoint(_Record):
+    eps: float
+    robust_accuracy: float
+    low: float
+    high: float
+
+
+class Cost(_Record):
+    forward_per_image: float
+    backward_per_image: float
+    seconds: float
+
+
+class ScoreRecord(_Record):
+    """Robustness score from 0 to 100 with its 95 % interval; see :mod:`robust.reports.score`."""
+
+    value: float = Field(ge=0, le=100)
+    low: float = Field(ge=0, le=100)
+    high: float = Field(ge=0, le=100)
+    definition: str
+    trusted: bool = Field(
+        description="whether the verdict is sound; a score that is not trusted is only an upper bound"
+    )
+
+
+class ThreatResult(_Record):
+    """What the audit found for one threat model."""
+
+    threat: ThreatRecord
+    robust_accuracy: Rate
+    certified_accuracy: Rate | None = None
+    verdict: Verdict
+    reasons: list[str] = Field(description="one sentence each: what led to the verdict")
+    checks: list[CheckRecord]
+    cost: Cost
+    attacks: list[AttackRecord]
+    curve: list[CurvePoint]
+    median_distance: float | None = Field(
+        description="median over correctly classified images of the smallest perturbation found; null where over half "
+        "were never broken"
+    )
+    eight_bit: Rate | None = Field(description="share of the successes that survive rounding to 8-bit colour")
+    score: ScoreRecord
+
+
+class ModelRecord(_Record):
+    name: str
+    sha256: str = Field(description="of the weights and buffers, or of the name where the model is a plain callable")
+    parameters: int
+    classes: int
+
+
+class DataRecord(_Record):
+    name: str
+    n: int
+    available: int = Field(description="images in the data set before --limit")
+    sha256: str = Field(description="of the audited pixels and labels, in order")
+    shape: tuple[int, int, int] = Field(description="(C, H, W)")
+    class_names: list[str]
+
+
+class Settings(_Record):
+    seed: int
+    limit: int | None
+    device: str
+    batch_size: int
+    budget_seconds: float | None
+    attacks: list[str]
+    standard_attacks: bool = Field(description="whether the list is the default one or includes all of it")
+    command: str = Field(description="a command that reproduces the audit")
+
+
+class AuditSummary(_Record):
+    """One audit: the content of `audit.json`."""
+
+    schema_version: Literal[1] = 1
+    robust_version: str
+    created: str = Field(description="UTC, ISO 8601")
+    model: ModelRecord
+    data: DataRecord
+    settings: Settings
+    clean_accuracy: Rate
+    verdict: Verdict = Field(description="the worst over the threat models")
+    threats: list[ThreatResult] = Field(min_length=1)
+    score: ScoreRecord
+    warnings: list[str]
+    seconds: float
+    machine: str
+    versions: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the summary as JSON, in one step: a reader never sees half a file."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> AuditSummary:
+        """Read a summary. Raises pydantic.ValidationError for a file of another shape."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `audit.json`."""
+    return AuditSummary.model_json_schema()
+
+
+def json_schema_text() -> str:
+    return json.dumps(json_schema(), indent=2) + "\n"
