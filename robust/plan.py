@@ -24,8 +24,8 @@ _BLACK_BOX = {
 
 # Sentinels watch over the attacks above: what they break was missed, which a check reports.
 _CONVERGED = {
-    "linf": "apgd-dlr(steps=100, restarts=2)",
-    "l2": "apgd-dlr(steps=100, restarts=2)",
+    "linf": "apgd-dlr(steps=100)",
+    "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
     "l0": "foolbox:L0FMNAttack(steps=500)",
 }

@@ -101,6 +101,7 @@ class L2(Norm):
         return self.project(images + unit * per_image(radius.squeeze(1), images) * per_image(eps, images), images, eps)
 
     def steepest(self, gradient: Tensor, points: Tensor, size: float | Tensor) -> Tensor:
+        gradient = gradient.nan_to_num()  # one value that is no number must not stop the image
         # Scaled by its largest value first: the square of a tiny gradient is no float32 number.
         scaled = gradient / per_image(gradient.flatten(1).abs().amax(1), points).clamp_min(1e-38)
         unit = scaled / per_image(self.length(scaled), points).clamp_min(_TINY)
@@ -143,7 +144,7 @@ class L1(Norm):
 
     def steepest(self, gradient: Tensor, points: Tensor, size: float | Tensor) -> Tensor:
         """The exact maximizer of the linear function in ball and box: the largest gradients filled to the box first."""
-        g, x = gradient.flatten(1), points.flatten(1)
+        g, x = gradient.nan_to_num().flatten(1), points.flatten(1)
         room = torch.where(g >= 0, 1 - x, x).clamp_min(0) * (g != 0)
         order = g.abs().argsort(dim=1, descending=True)
         sorted_room = room.gather(1, order)
@@ -174,7 +175,7 @@ class L0(Norm):
 
     def steepest(self, gradient: Tensor, points: Tensor, size: float | Tensor) -> Tensor:
         """The exact maximizer of the linear function: the ``size`` values with most to gain go to the box's end."""
-        g, x = gradient.flatten(1), points.flatten(1)
+        g, x = gradient.nan_to_num().flatten(1), points.flatten(1)
         ends = torch.where(g > 0, torch.ones_like(x), torch.where(g < 0, torch.zeros_like(x), x))
         gain = g * (ends - x)
         return torch.where(_largest(gain, _as_column(size, x)) & (gain > 0), ends, x).view_as(points)
