@@ -242,5 +242,5 @@ def _broken(sample: Sample, attack: Attack) -> int:
             logits = _logits(sample.model, attack(sample.model, images, labels))
         except NoGradientError:
             continue
-        broken += int(((logits.argmax(1) != labels) & logits.isfinite().all(1)).sum())
+        broken += int(((logits.argmax(1) != labels) & ~logits.isnan().any(1)).sum())
     return broken

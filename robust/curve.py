@@ -72,7 +72,7 @@ def _attempt(search: _Search, bracket: Bracket, chosen: Tensor, eps: Tensor, ste
     found = attack(search.model, images, labels)
     with torch.no_grad():
         logits = search.model(found)
-    broken = (logits.argmax(1) != labels) & logits.isfinite().all(1)
+    broken = (logits.argmax(1) != labels) & ~logits.isnan().any(1)
     distance = search.threat.geometry.length(found - images)
     better = broken & (distance < bracket.high[index])
     bracket.high[index[better]] = distance[better]

@@ -74,7 +74,7 @@ def _try_form(
     points = form[index]
     logits = model(points)
     confidence, prediction = logits.float().softmax(1).max(1)
-    wrong = (prediction != labels[index]) & logits.isfinite().all(1)
+    wrong = (prediction != labels[index]) & ~logits.isnan().any(1)
     result.claimed[index] |= wrong
     held = wrong & threat.geometry.contains(points, images[index], radius[index])
     taken = index[held]
@@ -119,7 +119,7 @@ def replay(model: nn.Module, ledger: Ledger, threat: ThreatModel, device: torch.
         radius = torch.tensor([threat.eps if row.broken_by else row.distance for row in batch], device=device)
         with evaluating(model), torch.no_grad():
             logits = model(found)
-        holds = (logits.argmax(1) != truth) & logits.isfinite().all(1)
+        holds = (logits.argmax(1) != truth) & ~logits.isnan().any(1)
         holds &= threat.geometry.contains(found, images, radius)
         failed += [row.image for row, kept in zip(batch, holds.tolist(), strict=True) if not kept]
     return Replay(len(rows), failed)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,11 @@ class Ledger:
     @classmethod
     def create(cls, path: Path | None, identity: dict[str, Any]) -> Ledger:
         """A new ledger at ``path`` (None: in memory) for the audit that ``identity`` describes."""
-        connection = sqlite3.connect(path if path is not None else ":memory:")
-        connection.executescript(_TABLES)
+        try:
+            connection = sqlite3.connect(path if path is not None else ":memory:")
+            connection.executescript(_TABLES)
+        except sqlite3.Error as error:
+            raise InputError(f"{path}: cannot make a ledger here ({error}); give a new --out folder") from None
         ledger = cls(connection, path)
         ledger.set_meta("format", FORMAT)
         ledger.set_meta("identity", identity)
@@ -151,12 +154,6 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All writes inside reach the disk together or not at all."""
-        with self._connection:
-            yield
-
     # Settings and marks of progress
 
     def set_meta(self, key: str, value: Any) -> None:
@@ -187,7 +184,16 @@ class Ledger:
     def original(self, image: int) -> FloatImage:
         """The audited image, (C, H, W) float32 in [0, 1]."""
         found = self._connection.execute("SELECT encoding, pixels FROM image WHERE id = ?", (image,)).fetchone()
-        return decode(found[0], found[1], self.shape)
+        return self._decode(image, found)
+
+    def _decode(self, image: int, found: tuple[str, bytes]) -> FloatImage:
+        try:
+            return decode(*found, self.shape)
+        except (zlib.error, OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: the ledger is corrupted (image {image}: {error}); delete it, or give another "
+                "--out folder"
+            ) from None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -211,7 +217,7 @@ class Ledger:
         """The smallest adversarial image found, (C, H, W) float32 in [0, 1], or None."""
         query = "SELECT encoding, pixels FROM row WHERE image = ? AND threat = ? AND pixels IS NOT NULL"
         found = self._connection.execute(query, (image, threat)).fetchone()
-        return None if found is None else decode(found[0], found[1], self.shape)
+        return None if found is None else self._decode(image, found)
 
     def record(self, run: Run, findings: Iterable[Finding]) -> None:
         """Write one batch in one transaction. A finding replaces an earlier one only if it is smaller."""

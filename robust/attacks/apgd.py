@@ -12,7 +12,7 @@ from torch import Tensor
 from robust import randomness
 from robust.attacks.base import Attack, Goal, Knowledge, Loss, Model, loss_and_gradient, still_open
 from robust.attacks.losses import LOSSES
-from robust.errors import InputError
+from robust.errors import InputError, unknown
 from robust.threats import Norm, per_image
 
 
@@ -47,18 +47,23 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
-            raise InputError(f"apgd has no loss {self.loss!r}; choose from {', '.join(LOSSES)}")
+            raise unknown("loss", self.loss, LOSSES)
+        if self.steps < 1 or self.restarts < 1 or self.n_targets < 0:
+            raise InputError(
+                f"apgd needs steps >= 1, restarts >= 1 and n_targets >= 0, not {self.steps}, {self.restarts} and "
+                f"{self.n_targets}"
+            )
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         best, best_loss = images.clone(), torch.full_like(eps, -torch.inf)
         aims = [goal]
         if self.n_targets and goal.targets is None:
             logits = model(images)
-            index = ((eps > 0) & ~goal.met(logits)).nonzero().squeeze(1)
+            index = still_open(logits, goal, eps)
             ranked = logits.scatter(1, goal.labels[:, None], -torch.inf).argsort(dim=1, descending=True)
             aims = [Goal(goal.labels, ranked[:, i]) for i in range(min(self.n_targets, logits.shape[1] - 1))]
         else:
-            index = still_open(model, images, goal, eps)
+            index = still_open(model(images), goal, eps)
         for number, aim in enumerate(aim for aim in aims for _ in range(self.restarts)):
             if not len(index):
                 break

@@ -30,10 +30,10 @@ class Goal:
     targets: Tensor | None = None
 
     def met(self, logits: Tensor) -> Tensor:
-        """Whether each image is fooled, (N,) bool, from logits (N, K). An image whose logits hold a NaN is not."""
+        """Whether each image is fooled, (N,) bool, from logits (N, K). A NaN among an image's logits fools nobody."""
         prediction = logits.argmax(1)
         reached = prediction != self.labels if self.targets is None else prediction == self.targets
-        return reached & logits.isfinite().all(1)
+        return reached & ~logits.isnan().any(1)
 
     def __getitem__(self, index: Tensor) -> Goal:
         return Goal(self.labels[index], None if self.targets is None else self.targets[index])
@@ -78,8 +78,9 @@ class Attack(ABC):
         goal, eps = self._checked(images, labels, targets)
         if not len(images):
             return images.clone()
-        with evaluating(model), torch.no_grad():
-            return self.run(model, images.detach(), goal, eps, image_seeds(images, self.seed))
+        with torch.inference_mode(False), evaluating(model), torch.no_grad():
+            own = images.clone() if images.is_inference() else images.detach()
+            return self.run(model, own, goal, eps, image_seeds(own, self.seed))
 
     @abstractmethod
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
@@ -107,7 +108,10 @@ class Attack(ABC):
         goal = Goal(given, None if targets is None else _classes("targets", targets, images))
         if goal.targets is not None and bool((goal.targets == goal.labels).any()):
             raise InputError("a target equals the true label; choose another target class for that image")
-        eps = torch.as_tensor(self.eps, dtype=images.dtype, device=images.device)
+        try:
+            eps = torch.as_tensor(self.eps, dtype=images.dtype, device=images.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"eps must be a number such as 8/255, not {self.eps!r}") from None
         if eps.dim() and eps.shape != (len(images),):
             raise InputError(f"eps must be one number or one per image, not shape {tuple(eps.shape)}")
         if len(images) and not bool((eps >= 0).all()):
@@ -117,7 +121,7 @@ class Attack(ABC):
 
 def _classes(name: str, values: Tensor, images: Tensor) -> Tensor:
     classes = torch.as_tensor(values, device=images.device)
-    if classes.is_floating_point() or classes.shape != (len(images),):
+    if classes.is_floating_point() or classes.dtype == torch.bool or classes.shape != (len(images),):
         raise InputError(
             f"{name} must be {len(images)} class numbers, not {classes.dtype} of shape {tuple(classes.shape)}"
         )
@@ -141,6 +145,17 @@ def loss_and_gradient(model: Model, points: Tensor, goal: Goal, loss: Loss) -> t
     return values.detach(), logits.detach(), gradient
 
 
-def still_open(model: Model, images: Tensor, goal: Goal, eps: Tensor) -> Tensor:
-    """Positions of the images that are not fooled unattacked and may be changed at all."""
-    return ((eps > 0) & ~goal.met(model(images))).nonzero().squeeze(1)
+def still_open(logits: Tensor, goal: Goal, eps: Tensor) -> Tensor:
+    """Positions of the images that are not fooled unattacked, by their clean logits, and may be changed at all."""
+    check_classes(logits, goal)
+    return ((eps > 0) & ~goal.met(logits)).nonzero().squeeze(1)
+
+
+def check_classes(logits: Tensor, goal: Goal) -> None:
+    """Raises InputError for labels or targets that the logits (N, K) have no place for."""
+    for name, classes in (("labels", goal.labels), ("targets", goal.targets)):
+        if classes is not None and bool(((classes < 0) | (classes >= logits.shape[1])).any()):
+            raise InputError(
+                f"{name} run from {int(classes.min())} to {int(classes.max())}, but the model knows classes 0 to "
+                f"{logits.shape[1] - 1}"
+            )

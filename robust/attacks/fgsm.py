@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from robust.attacks.base import Attack, Goal, Knowledge, Model, loss_and_gradient
+from robust.attacks.base import Attack, Goal, Knowledge, Model, check_classes, loss_and_gradient, still_open
 from robust.attacks.losses import cross_entropy
 
 
@@ -26,7 +25,15 @@ class FGSM(Attack):
     source: ClassVar[str] = "Goodfellow et al., ICLR 2015"
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
-        _, logits, gradient = loss_and_gradient(model, images, goal, cross_entropy)
+        _, logits, gradient = loss_and_gradient(model, images, goal, _checked_cross_entropy)
+        index = still_open(logits, goal, eps)
         moved = self.geometry.project(self.geometry.steepest(gradient, images, eps), images, eps)
-        done = goal.met(logits) | (eps == 0)
-        return torch.where(done.view(-1, *[1] * (images.dim() - 1)), images, moved)
+        result = images.clone()
+        result[index] = moved[index]
+        return result
+
+
+def _checked_cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
+    # The only forward pass is the gradient's, so the classes are checked on it, before the loss trips over them.
+    check_classes(logits, goal)
+    return cross_entropy(logits, goal)

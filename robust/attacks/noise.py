@@ -26,7 +26,7 @@ class UniformNoise(Attack):
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         result = images.clone()
-        index = still_open(model, images, goal, eps)
+        index = still_open(model(images), goal, eps)
         for draw in range(self.draws):
             if not len(index):
                 break

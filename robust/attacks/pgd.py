@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robust.attacks.base import Attack, Goal, Knowledge, Model, loss_and_gradient, still_open
 from robust.attacks.losses import LOSSES
+from robust.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class PGD(Attack):
         step_size: length of a step in the norm's own unit; by default a quarter of eps. It does not depend on
             ``steps``, so more steps only continue the same run and never lose a success.
         restarts: runs, each from its own random start; only images still standing are run again.
-        random_start: start at a random point of the ball (True) or at the image itself, in the first run.
+        random_start: start at a random point of the ball (True) or at the image itself, in the first run. In l1 and
+            l0 the first run always starts at the image: a random point has spent the ball on the wrong values.
         loss: ``ce``, ``margin`` or ``dlr``.
 
     An image leaves the batch at the first iterate that fools the model, read off the gradient's own forward pass.
@@ -41,9 +43,17 @@ class PGD(Attack):
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "Madry et al., ICLR 2018"
 
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
+        if self.steps < 0 or self.restarts < 1:
+            raise InputError(f"pgd needs steps >= 0 and restarts >= 1, not {self.steps} and {self.restarts}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise InputError(f"pgd needs a step_size above 0, not {self.step_size}")
+
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         best, best_loss = images.clone(), torch.full_like(eps, -torch.inf)
-        index = still_open(model, images, goal, eps)
+        index = still_open(model(images), goal, eps)
         for restart in range(self.restarts):
             if not len(index):
                 break
@@ -58,7 +68,7 @@ class PGD(Attack):
         geometry, loss = self.geometry, LOSSES[self.loss]
         center, aim, radius = images[index], goal[index], eps[index]
         size = self._size(radius)
-        start_at_random = self.random_start or restart > 0
+        start_at_random = restart > 0 or (self.random_start and self.norm in ("linf", "l2"))
         points = geometry.random(center, radius, seeds[index], 8 * restart) if start_at_random else center.clone()
         for step in range(self.steps + 1):
             if step < self.steps:

@@ -1,0 +1,82 @@
+"""A quiet place to run another library's code in: it prints nothing, and leaves nothing changed behind it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from robust.errors import NoGradientError, RobustError
+
+_NO_GRADIENT = ("does not require grad", "Gradient term in PyTorch model is `None`")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, and no log records below ERROR. Errors are raised as ever."""
+    before = logging.root.manager.disable
+    # Without any handler, a library's first logging.info() would install one for the whole process.
+    placeholder = logging.NullHandler()
+    logging.root.addHandler(placeholder)
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(placeholder)
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Yields a function that seeds Python's, NumPy's and torch's global generators; puts them back at the end."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+
+    def seed(value: int) -> None:
+        random.seed(value)
+        np.random.seed(value % 2**32)
+        # Not torch.manual_seed: that reaches every device, and only this one is put back.
+        torch.default_generator.manual_seed(value)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield seed
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+class ModelError(Exception):
+    """Carries an error of the model itself out of a library; its cause is the error."""
+
+
+@contextmanager
+def renamed_errors(name: str) -> Iterator[None]:
+    """Turns whatever a library raises into one line that names the attack.
+
+    Raises NoGradientError where the library missed a gradient, RobustError for the rest. Our own errors pass, and so do
+    those of the model: running out of memory is not the library's doing.
+    """
+    try:
+        yield
+    except RobustError:
+        raise
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            if isinstance(inner, ModelError) and inner.__cause__ is not None:
+                raise inner.__cause__ from None
+            inner = inner.__cause__
+        text = " ".join(str(error).split())
+        if any(sign in text for sign in _NO_GRADIENT):
+            raise NoGradientError(f"{name}: no gradient reaches the model's input") from error
+        raise RobustError(f"{name} failed: {text or type(error).__name__}") from error

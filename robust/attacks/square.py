@@ -1,0 +1,265 @@
+"""The Square attack: random search over squares, from the model's scores alone."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from copy import copy
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robust import randomness
+from robust.attacks.base import Attack, Goal, Knowledge, Model, still_open
+from robust.attacks.losses import LOSSES
+from robust.errors import InputError, unknown
+from robust.threats import per_image
+
+# Queries, of 10,000, after which the changed share of the image halves.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# Random numbers of one image are drawn for this many queries at once: a draw costs about as much as a small model.
+_BLOCK = 64
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """Random search: each query changes one square window, and the change is kept where the loss rises.
+
+    Settings:
+        queries: windows tried per image. An image that is never fooled costs ``queries`` + 2 forward passes, with the
+            clean image and the starting point; there is no backward pass.
+        p_init: share of the pixels that the first windows cover, in (0, 1]; a fixed schedule halves it.
+        loss: ``margin``, ``ce`` or ``dlr``. By default the published choice: the margin, and the cross-entropy of the
+            target where targets are given.
+
+    An image leaves the batch at the first query that fools the model. The schedule is the published one for 10,000
+    queries, rescaled to ``queries``. So a larger budget is another run, with larger windows for longer, and not the
+    same run continued: it succeeds more often, but may lose a single image that a smaller one fooled.
+
+    linf: starts from vertical stripes on the faces of the ball; a step puts a window on a random face per channel.
+    l2: starts from a grid of bumps; a step mixes a new bump into a window, and takes the norm for it from a second
+    window, which is cleared. The result lies at eps from the image, less what the box cuts off.
+
+    Raises InputError for images that are not (N, C, H, W) and for settings out of range.
+
+    Source: Andriushchenko et al., ECCV 2020, Algorithms 1 to 3; schedule, budget and losses as in AutoAttack (Croce and
+    Hein, ICML 2020). AutoAttack's code differs in two details: its windows never reach the last row and column, and
+    in l2 every channel of the window gets the norm that the windows held in all channels together, not in its own.
+    """
+
+    _: KW_ONLY
+    queries: int = 5000
+    p_init: float = 0.8
+    loss: str | None = None
+
+    name: ClassVar[str] = "square"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    knowledge: ClassVar[Knowledge] = "score"
+    source: ClassVar[str] = "Andriushchenko et al., ECCV 2020"
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
+        if self.queries < 1:
+            raise InputError(f"square: queries must be at least 1, not {self.queries}")
+        if not 0 < self.p_init <= 1:
+            raise InputError(f"square: p_init is a share of the pixels in (0, 1], not {self.p_init:g}")
+
+    def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
+        if images.dim() != 4:
+            raise InputError(f"square needs images of shape (N, C, H, W), not {tuple(images.shape)}")
+        images = images.contiguous()
+        result = images.clone()
+        index = still_open(model(images), goal, eps)
+        if not len(index):
+            return result
+        moves: _Moves = (_Faces if self.norm == "linf" else _Bumps)(images[index], eps[index])
+        goal, seeds, points, draws = goal[index], seeds[index], images[index], eps.new_empty(len(index), 0)
+        kind = torch.promote_types(images.dtype, torch.float32)
+        best = torch.full(index.shape, -torch.inf, dtype=kind, device=index.device)
+        for query in range(-1, self.queries):  # -1 is the starting point
+            if query >= 0 and query % _BLOCK == 0:
+                # Stream 0 belongs to the starting point, 1 + b to the b-th block of queries.
+                draws = randomness.uniform(seeds, 1 + query // _BLOCK, (_BLOCK, moves.numbers), torch.float64)
+            if query < 0:
+                trial = moves.start(seeds, 0)
+            else:
+                trial = moves.step(points, draws[:, query % _BLOCK], self._share(query))
+            values, solved = self._judge(model(trial).to(kind), goal)
+            better = (values > best).nonzero().squeeze(1)
+            points[better], best[better] = trial[better], values[better]
+            if len(better) and bool(solved.any()):
+                result[index[solved]] = points[solved]
+                keep = ~solved
+                index, goal, seeds, moves = index[keep], goal[keep], seeds[keep], moves[keep]
+                points, best, draws = points[keep], best[keep], draws[keep]
+                if not len(index):
+                    break
+        result[index] = points
+        return result
+
+    def _share(self, query: int) -> float:
+        """The share of the pixels that the window of this query (from 0) covers."""
+        return self.p_init * 0.5 ** bisect_left(_HALVINGS, int(query / self.queries * 10_000))
+
+    def _judge(self, logits: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """The loss of each image, inf where it is fooled and -inf where it is no number; and whether it is fooled."""
+        loss = self.loss or ("margin" if goal.targets is None else "ce")
+        values, solved = LOSSES[loss](logits, goal), goal.met(logits)
+        return torch.where(values.isfinite(), values, -torch.inf).masked_fill(solved, torch.inf), solved
+
+
+class _Moves(Protocol):
+    """Starting point and steps of one norm, for a batch of images (N, C, H, W)."""
+
+    numbers: int
+    """How many random numbers a step takes per image."""
+
+    def __getitem__(self, index: Tensor) -> _Moves: ...
+
+    def start(self, seeds: Tensor, stream: int) -> Tensor:
+        """The first points; ``seeds`` (N,) int64."""
+
+    def step(self, points: Tensor, draw: Tensor, share: float) -> Tensor:
+        """New points from ``points``; ``draw`` (N, numbers) is uniform in [0, 1), ``share`` the window's share."""
+
+
+class _Faces:
+    """linf: every value sits on a face of the ball, or where the box cuts it."""
+
+    def __init__(self, images: Tensor, eps: Tensor) -> None:
+        radius = per_image(eps, images)
+        self.low, self.high = (images - radius).clamp_min_(0), (images + radius).clamp_max_(1)
+        self.numbers = 2 + images.shape[1]
+
+    def __getitem__(self, index: Tensor) -> _Faces:
+        chosen = copy(self)
+        chosen.low, chosen.high = self.low[index], self.high[index]
+        return chosen
+
+    def start(self, seeds: Tensor, stream: int) -> Tensor:
+        """Vertical stripes one pixel wide, with a random face for each stripe and channel."""
+        _, channels, _, width = self.low.shape
+        up = randomness.uniform(seeds, stream, (channels, 1, width)) < 0.5
+        return torch.where(up, self.high, self.low)
+
+    def step(self, points: Tensor, draw: Tensor, share: float) -> Tensor:
+        """Algorithm 2, then the projection of Algorithm 1.
+
+        From anywhere inside, a step of 2 eps ends at a face once it is clipped, so the face is set right away.
+        """
+        height, width = points.shape[2:]
+        side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        window = _window(draw[:, 0], draw[:, 1], side, height, width).expand(-1, points.shape[1], -1)
+        faces = torch.where(
+            draw[:, 2:, None] < 0.5, self.high.flatten(2).gather(2, window), self.low.flatten(2).gather(2, window)
+        )
+        return points.flatten(2).scatter(2, window, faces).view_as(points)
+
+
+class _Bumps:
+    """l2: the perturbation is a heap of bumps, and a step moves norm from one window to another."""
+
+    def __init__(self, images: Tensor, eps: Tensor) -> None:
+        # Beyond the diameter of the box the ball is the whole box; the cap keeps an infinite eps from giving NaN.
+        self.images, self.radius = images, per_image(eps.clamp_max(math.sqrt(images[0].numel())), images)
+        self.numbers = 5 + images.shape[1]
+
+    def __getitem__(self, index: Tensor) -> _Bumps:
+        chosen = copy(self)
+        chosen.images, chosen.radius = self.images[index], self.radius[index]
+        return chosen
+
+    def start(self, seeds: Tensor, stream: int) -> Tensor:
+        """A centered grid of bumps with random signs, as many as fit; their side is a fifth of the shorter one."""
+        count, channels, height, width = self.images.shape
+        side = max(min(height, width) // 5, 1)
+        rows, columns = height // side, width // side
+        draw = randomness.uniform(seeds, stream, (1 + channels, rows, columns))
+        tiles = _turned(_bump(side, self.images.dtype, self.images.device), draw[:, :1] < 0.5)
+        tiles = tiles * _signs(draw[:, 1:], tiles)[..., None, None]
+        grid = tiles.transpose(3, 4).reshape(count, channels, rows * side, columns * side)
+        top, left = (height - rows * side) // 2, (width - columns * side) // 2
+        return self._at_radius(F.pad(grid, (left, width - columns * side - left, top, height - rows * side - top)))
+
+    def step(self, points: Tensor, draw: Tensor, share: float) -> Tensor:
+        """Algorithm 3."""
+        channels, height, width = points.shape[1:]
+        side = max(round(math.sqrt(share * height * width)), 3)
+        side = min(side + (side + 1) % 2, height, width)
+        gaining = _window(draw[:, 0], draw[:, 1], side, height, width).expand(-1, channels, -1)
+        losing = _window(draw[:, 2], draw[:, 3], side, height, width).expand(-1, channels, -1)
+        delta = (points - self.images).flatten(2)
+        used = _length(delta.flatten(1))[..., None]
+        unused = (self.radius.view(-1, 1, 1).square() - used.square()).clamp_min_(0)
+        old = delta.gather(2, gaining)
+        held = _length(old)
+        # The windows may overlap: what the first one holds must not count twice.
+        delta.scatter_(2, gaining, 0.0)
+        available = held.square() + _length(delta.gather(2, losing)).square_() + unused / channels
+        bump = _turned(_bump(side, points.dtype, points.device), draw[:, 4:5] < 0.5).flatten(2)
+        fresh = bump * _signs(draw[:, 5:], points)[..., None] + old / held.clamp_min(_TINY)
+        delta.scatter_(2, losing, 0.0).scatter_(
+            2, gaining, fresh * (available.sqrt_() / _length(fresh).clamp_min_(_TINY))
+        )
+        return self._at_radius(delta.view_as(points))
+
+    def _at_radius(self, delta: Tensor) -> Tensor:
+        """The images moved by ``delta`` scaled to norm eps, then clipped to the box."""
+        length = _length(delta.flatten(1)).view_as(self.radius)
+        return torch.addcmul(self.images, delta, self.radius / length.clamp_min_(_TINY)).clamp_(0, 1)
+
+
+def _first(draw: Tensor, side: int, length: int) -> Tensor:
+    """The first row or column of a window, uniform in 0 ... length - side, from uniform numbers (N,); (N, 1) int64."""
+    return (draw * (length - side + 1)).long()[:, None]
+
+
+def _window(vertical: Tensor, horizontal: Tensor, side: int, height: int, width: int) -> Tensor:
+    """The positions in a flattened image of a random window's pixels, (N, 1, side * side) int64."""
+    steps = torch.arange(side, device=vertical.device)
+    rows = _first(vertical, side, height) + steps
+    columns = _first(horizontal, side, width) + steps
+    return (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None]
+
+
+@lru_cache(maxsize=64)
+def _bump(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The paper's eta, (side, side) of norm 1: a bump in the upper half, its negative in the lower."""
+    upper = side // 2
+    bump = torch.cat([_half_bump(upper, side), -_half_bump(side - upper, side)])
+    return bump.div_(_length(bump.flatten())).to(device, dtype)
+
+
+def _half_bump(rows: int, columns: int) -> Tensor:
+    """Concentric squares of half-width m = 0, 1, ... and height 1 / (m + 1)^2, laid on each other; of norm 1.
+
+    A pixel at Chebyshev distance d from the middle lies in those with m >= d.
+    """
+    distance = torch.maximum(
+        (torch.arange(rows) - rows // 2).abs()[:, None], (torch.arange(columns) - columns // 2).abs()[None]
+    )
+    rectangles = torch.arange(1, max(rows // 2, columns // 2) + 2, dtype=torch.float64) ** -2
+    heights = rectangles.flip(0).cumsum(0).flip(0)[distance]
+    return heights.div_(_length(heights.flatten()).clamp_min_(_TINY))
+
+
+def _turned(bump: Tensor, turn: Tensor) -> Tensor:
+    """``bump`` (s, s), transposed where ``turn`` (...) says so: (..., s, s)."""
+    return torch.where(turn[..., None, None], bump.T, bump)
+
+
+def _signs(draw: Tensor, like: Tensor) -> Tensor:
+    return torch.where(draw < 0.5, 1.0, -1.0).to(like.dtype)
+
+
+def _length(values: Tensor) -> Tensor:
+    """The l2 norm over the last dimension, which is kept."""
+    # Unlike a sum of squares, it rounds the same in a batch of one as in any other.
+    length: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return length
