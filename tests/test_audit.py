@@ -24,13 +24,13 @@ from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.summary import AuditSummary, CheckRecord, ThreatResult
 
-EPS = {"linf": 0.01, "l2": 0.1, "l1": 0.4}
+EPS = {"linf": 0.004, "l2": 0.03, "l1": 0.12}
 
 
 def audited(model: torch.nn.Module | None = None, **settings: object) -> AuditSummary:
     model = model or LinearModel()
     images, labels = images_of(model)
-    return robust.audit(model, (images, labels), **{"threats": ["linf:0.01"], **settings})  # type: ignore[arg-type]
+    return robust.audit(model, (images, labels), **{"threats": ["linf:0.004"], **settings})  # type: ignore[arg-type]
 
 
 def check(result: ThreatResult, name: str) -> CheckRecord:
@@ -129,10 +129,10 @@ def test_a_failing_attack_makes_the_verdict_inconclusive(monkeypatch: pytest.Mon
     assert sum(record.broken for record in result.attacks) > 0
 
 
-def test_a_weaker_audit_scores_no_lower_and_is_inconclusive() -> None:
+def test_a_weaker_audit_scores_no_lower_and_is_never_sound() -> None:
     standard, weak = audited(), audited(attacks=["noise"])
     assert weak.score.value >= standard.score.value - 1e-9
-    assert weak.verdict == "inconclusive"
+    assert weak.verdict != "sound"
     assert not weak.score.trusted
     assert any("leave out" in reason for reason in weak.threats[0].reasons)
 
@@ -157,7 +157,7 @@ def test_no_time_at_all_is_inconclusive_and_says_what_is_missing() -> None:
 )
 def test_masked_models_are_suspect(how: str, failing: str) -> None:
     images, labels = images_of(LinearModel())
-    summary = robust.audit(Masked(LinearModel(), how), (images, labels), ["linf:0.01"])
+    summary = robust.audit(Masked(LinearModel(), how), (images, labels), ["linf:0.004"])
     result = summary.threats[0]
     assert check(result, failing).passed is False, [c.detail for c in result.checks]
     assert result.verdict == "suspect"
@@ -167,10 +167,10 @@ def test_masked_models_are_suspect(how: str, failing: str) -> None:
 
 def test_without_gradients_black_box_attacks_do_the_breaking() -> None:
     images, labels = images_of(LinearModel())
-    result = robust.audit(Masked(LinearModel(), "detach"), (images, labels), ["linf:0.03"]).threats[0]
+    result = robust.audit(Masked(LinearModel(), "detach"), (images, labels), ["linf:0.004"]).threats[0]
     square = next(record for record in result.attacks if record.name.startswith("square"))
     assert square.status == "done"
-    assert square.broken > 10
+    assert square.broken >= 5
     assert next(record for record in result.attacks if record.name == "fgsm").status == "skipped"
 
 
@@ -180,10 +180,10 @@ def test_the_model_is_left_as_it_was() -> None:
     model.train()
     model[0].head.bias.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = images_of(LinearModel())
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
-    images, labels = images_of(LinearModel())
-    robust.audit(model, (images, labels), ["linf:0.01"], attacks=["fgsm"])
+    robust.audit(model, (images, labels), ["linf:0.004"], attacks=["fgsm"])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training
     assert not model[0].head.bias.requires_grad
@@ -203,13 +203,13 @@ def test_files_hold_what_the_call_returns(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"{summary.threats[0].robust_accuracy.numerator}" in page
     with Ledger.open(tmp_path / "out" / "ledger.sqlite") as ledger:
-        broken = [row for row in ledger.rows("linf:0.01") if row.broken_by]
+        broken = [row for row in ledger.rows("linf:0.004") if row.broken_by]
         labels = {row.id: row.label for row in ledger.images()}
         assert len(broken) == 36 - summary.threats[0].robust_accuracy.numerator
         for row in broken:
-            stored = ledger.adversarial(row.image, "linf:0.01")
+            stored = ledger.adversarial(row.image, "linf:0.004")
             assert stored is not None
-            assert np.abs(stored - ledger.original(row.image)).max() <= 0.01 + 1e-6
+            assert np.abs(stored - ledger.original(row.image)).max() <= 0.004 + 1e-6
             prediction = LinearModel()(torch.from_numpy(stored)[None]).argmax(1)
             assert int(prediction) == row.prediction != labels[row.image]
 
@@ -254,7 +254,7 @@ def test_a_killed_audit_resumes_with_the_same_verdicts(tmp_path: Path) -> None:
     images, labels = write_npz(tmp_path / "data.npz")
     command = [
         sys.executable, "-m", "robust", "audit", str(tmp_path / "model.py") + ":load", str(tmp_path / "data.npz"),
-        "--threat", "linf:0.01", "--batch-size", "8", "--out", str(tmp_path / "out"),
+        "--threat", "linf:0.004", "--batch-size", "8", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -267,25 +267,25 @@ def test_a_killed_audit_resumes_with_the_same_verdicts(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     with Ledger.open(tmp_path / "out" / "ledger.sqlite") as ledger:
-        runs = ledger.runs("linf:0.01")
+        runs = ledger.runs("linf:0.004")
     assert any(run.attack == "fgsm" for run in runs)
     assert not any(run.attack.startswith("apgd-t") for run in runs), "killed too late to test anything"
     write_factory(tmp_path / "model.py")
     resumed = robust.audit(
-        f"{tmp_path / 'model.py'}:load", tmp_path / "data.npz", ["linf:0.01"], out=tmp_path / "out", batch_size=8
+        f"{tmp_path / 'model.py'}:load", tmp_path / "data.npz", ["linf:0.004"], out=tmp_path / "out", batch_size=8
     )
-    whole = robust.audit(f"{tmp_path / 'model.py'}:load", tmp_path / "data.npz", ["linf:0.01"], batch_size=8)
+    whole = robust.audit(f"{tmp_path / 'model.py'}:load", tmp_path / "data.npz", ["linf:0.004"], batch_size=8)
     exact = distances(LinearModel(), images, labels, "linf")
     assert resumed.threats[0].robust_accuracy == whole.threats[0].robust_accuracy
-    assert resumed.threats[0].robust_accuracy.numerator == int((exact > 0.01).sum())
+    assert resumed.threats[0].robust_accuracy.numerator == int((exact > 0.004).sum())
     assert resumed.threats[0].curve == whole.threats[0].curve
     assert resumed.verdict == whole.verdict
 
 
 def test_two_threats_are_judged_apart_and_the_worst_counts() -> None:
-    summary = audited(threats=["linf:0.01", "l2:0.02"])
+    summary = audited(threats=["linf:0.004", "l2:0.005"])
     first, second = summary.threats
-    assert first.threat.text == "linf:0.01"
+    assert first.threat.text == "linf:0.004"
     assert second.robust_accuracy.value > first.robust_accuracy.value
     assert summary.score.value == min(first.score.value, second.score.value)
 
@@ -293,8 +293,8 @@ def test_two_threats_are_judged_apart_and_the_worst_counts() -> None:
 def test_limit_draws_a_random_sample() -> None:
     model = LinearModel()
     images, labels = images_of(model)
-    one = robust.audit(model, (images, labels), ["linf:0.01"], attacks=["noise"], limit=10)
-    two = robust.audit(model, (images, labels), ["linf:0.01"], attacks=["noise"], limit=10, seed=1)
+    one = robust.audit(model, (images, labels), ["linf:0.004"], attacks=["noise"], limit=10)
+    two = robust.audit(model, (images, labels), ["linf:0.004"], attacks=["noise"], limit=10, seed=1)
     assert (one.data.n, one.data.available) == (10, 40)
     assert one.data.sha256 != two.data.sha256
     assert any("leave out" in reason for reason in one.threats[0].reasons)
@@ -303,6 +303,6 @@ def test_limit_draws_a_random_sample() -> None:
 def test_a_chance_level_model_draws_a_warning() -> None:
     model = LinearModel()
     images, labels = images_of(model)
-    summary = robust.audit(model, (images, (labels + 1) % 4), ["linf:0.01"], attacks=["noise"])
+    summary = robust.audit(model, (images, (labels + 1) % 4), ["linf:0.004"], attacks=["noise"])
     assert any("near chance" in warning for warning in summary.warnings)
     assert summary.verdict != "sound"
