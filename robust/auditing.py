@@ -247,6 +247,12 @@ def _open_ledger(
                 raise InputError(
                     f"--out {request.out}: holds an audit with another {' and '.join(differing)}; give another folder"
                 )
+            if not _same_answers(rows, ledger.images()):
+                ledger.close()
+                raise InputError(
+                    f"--out {request.out}: the model's weights are those of the audit there, but it answers otherwise; "
+                    "give another folder"
+                )
             return ledger
         ledger.close()
         path.unlink()
@@ -262,6 +268,13 @@ def _open_ledger(
         ledger.add_images([rows[i] for i in ids], images.batch(ids).numpy())
     ledger.set_meta("complete_images", True)
     return ledger
+
+
+def _same_answers(now: list[ImageRow], then: list[ImageRow]) -> bool:
+    """Whether the model's code, too, is that of the ledger: equal weights may run in a changed forward pass."""
+    same = sum(new.prediction == old.prediction for new, old in zip(now, then, strict=True))
+    apart = sorted(abs(new.confidence - old.confidence) for new, old in zip(now, then, strict=True))
+    return same >= 0.99 * len(now) and apart[len(apart) // 2] < 0.01
 
 
 def default_folder(model: str, data: str, threats: Sequence[str], seed: int, limit: int | None) -> Path:

@@ -195,7 +195,7 @@ def list_attacks(
             info.name, " ".join(info.norms), info.knowledge, "yes" if info.targetable else "no", info.source
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table, markup=False)  # type: ignore[call-arg]
+    console.print(table, markup=False)
     console.print(
         f"\n{len(rows)} attacks. Settings go in brackets: --attacks 'pgd(steps=100, restarts=5)'", highlight=False
     )

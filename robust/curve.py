@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robust.attacks.pgd import PGD
+from robust.models import evaluating
 from robust.stats import clopper_pearson
 from robust.summary import CurvePoint
 from robust.threats import ThreatModel, per_image
@@ -39,17 +40,18 @@ def smallest(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, bracket: Bracket, seed: int
 ) -> Bracket:
     """Narrow the bracket of each image (N, C, H, W), on the model's device. The claims are not yet re-verified."""
-    search = _Search(model, images, labels, threat, seed)
-    _shrink(search, bracket)
-    for factor in WIDER:
-        standing = bracket.high.isinf()
-        _attempt(search, bracket, standing, torch.full_like(bracket.high, factor * threat.eps), 2 * _STEPS)
-    for _ in range(_ROUNDS):
-        middle = (bracket.low + bracket.high) / 2
-        if threat.norm == "l0":
-            middle = middle.floor()
-        worth = bracket.high.isfinite() & (middle > bracket.low)
-        _attempt(search, bracket, worth, middle, _STEPS)
+    with evaluating(model):
+        search = _Search(model, images, labels, threat, seed)
+        _shrink(search, bracket)
+        for factor in WIDER:
+            standing = bracket.high.isinf()
+            _attempt(search, bracket, standing, torch.full_like(bracket.high, factor * threat.eps), 2 * _STEPS)
+        for _ in range(_ROUNDS):
+            middle = (bracket.low + bracket.high) / 2
+            if threat.norm == "l0":
+                middle = middle.floor()
+            worth = bracket.high.isfinite() & (middle > bracket.low)
+            _attempt(search, bracket, worth, middle, _STEPS)
     return bracket
 
 

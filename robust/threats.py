@@ -84,7 +84,8 @@ class L2(Norm):
     name = "l2"
 
     def length(self, delta: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
 
     def project(self, points: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
         """Scaled onto the ball, then clipped to the box, which only brings points nearer to the image."""

@@ -168,7 +168,7 @@ def test_hash_is_of_shape_float32_pixels_and_labels() -> None:
 def test_hash_streams_and_notices_order_pixels_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     data = numbered()
     whole = data.sha256()
-    monkeypatch.setattr("robust.imageset._HASH_BYTES", 3 * 12 * 4)
+    monkeypatch.setattr("robust.data.image_set._HASH_BYTES", 3 * 12 * 4)
     sizes: list[int] = []
     read = data.read
 
@@ -869,7 +869,7 @@ def test_missing_and_unknown_torchvision_sets(tmp_path: Path, monkeypatch: pytes
 
 
 def test_every_listed_torchvision_set_reports_missing_data_in_one_line(tmp_path: Path) -> None:
-    from robust.torchvisiondata import CLASSIFICATION
+    from robust.data.torchvision_data import CLASSIFICATION
 
     for name in CLASSIFICATION:
         refused(f"torchvision:{name}", spec=f"torchvision:{name}@{tmp_path}")

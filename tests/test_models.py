@@ -241,7 +241,7 @@ def test_factory_that_raises_shows_its_own_frames(source: Path) -> None:
     )
     assert "return _broken_inner()" in text
     assert 'raise RuntimeError("the weights moved' in text
-    assert "modelfactory" not in text
+    assert "models/factory" not in text
     assert len(text.splitlines()) <= 8
 
 

@@ -33,16 +33,17 @@ class Stubborn(nn.Module):
         return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), 3)
 
 
-class NanOnCall(Wrapped):
-    """Its n-th answer is not a number."""
+class SpoiledOnCall(Wrapped):
+    """On its n-th call the score of class 0 is ``value``."""
 
-    def __init__(self, inner: nn.Module, call: int) -> None:
+    def __init__(self, inner: nn.Module, call: int, value: float) -> None:
         super().__init__(inner)
-        self.left = call
+        self.left, self.value = call, value
 
     def forward(self, images: Tensor) -> Tensor:
         self.left -= 1
-        return super().forward(images) * (torch.nan if self.left == 0 else 1.0)
+        logits = super().forward(images)
+        return torch.cat([torch.full_like(logits[:, :1], self.value), logits[:, 1:]], 1) if self.left == 0 else logits
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
@@ -366,12 +367,29 @@ def test_targets_are_reached(norm: str) -> None:
         assert (predictions(model, found) == targets).sum() >= 11
 
 
+def test_the_default_loss_is_the_published_one() -> None:
+    model, images = TinyNet(seed=1).eval(), torch.rand(12, 3, 6, 6)
+    labels = predictions(model, images)
+
+    def run(loss: str | None, targets: Tensor | None) -> Tensor:
+        return Square(0.02, queries=150, loss=loss)(model, images, labels, targets)
+
+    targets = (labels + 1) % 4
+    assert torch.equal(run(None, None), run("margin", None))
+    assert torch.equal(run(None, targets), run("ce", targets))
+    assert not torch.equal(run("margin", None), run("ce", None))
+    assert not torch.equal(run("margin", targets), run("ce", targets))
+
+
 @pytest.mark.parametrize("norm", NORM_NAMES)
-def test_a_model_that_once_gives_nan_does_not_stop_the_search(norm: str) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_once_do_not_end_the_search(norm: str, value: float) -> None:
     model, images = TinyNet(seed=1).eval(), torch.rand(6, 3, 6, 6)
     labels = predictions(model, images)
+    assert len(set(labels.tolist())) > 1
     for call in (2, 3):
-        found = Square(EPS[norm] * 5, norm=norm, queries=200)(NanOnCall(model, call), images, labels)
+        spoiled = SpoiledOnCall(model, call, value)
+        found = Square(EPS[norm] * 5, norm=norm, queries=200)(spoiled, images, labels)
         assert (predictions(model, found) != labels).all()
 
 

@@ -55,7 +55,7 @@ class ArtAttack(AdaptedAttack):
         found: type | None = getattr(evasion, attack, None)
         return found
 
-    def search(self, bridge: Bridge, images: Tensor, goal: Goal, setting: Setting) -> Tensor:
+    def search(self, bridge: Bridge, images: Tensor, goal: Goal, setting: Setting, seeds: Tensor) -> Tensor:
         labels = goal.labels if goal.targets is None else goal.targets
         classes = 3 if setting.classes == 2 and self.attack in _REFUSE_TWO else setting.classes
         extra: dict[str, Any] = {}

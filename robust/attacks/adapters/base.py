@@ -39,8 +39,9 @@ class AdaptedAttack(Attack):
     the original does. So a minimum-norm attack that finds nothing inside eps claims nothing.
 
     Weights, ``.grad``, flags and the random state of torch, NumPy and Python are as before. Every number comes from
-    ``seed`` and the images. An attack that works on whole batches and draws random numbers (a random start, noise)
-    does depend on how the images are batched; those that query one image at a time do not.
+    ``seed`` and the images. Results do not depend on how the images are batched, but for ART's attacks that draw for
+    whole batches (random starts, SquareAttack, VirtualAdversarialMethod) and Foolbox's that stop for whole batches
+    (L2CarliniWagnerAttack and EADAttack, unless ``abort_early=False``).
 
     Raises InputError for an unknown attack or option; NoGradientError where no gradient reaches the input; RobustError
     with one line that names the attack for any error in the library.
@@ -111,8 +112,11 @@ class AdaptedAttack(Attack):
             raise
 
     @abstractmethod
-    def search(self, bridge: Bridge, images: Tensor, goal: Goal, setting: Setting) -> Tensor:
-        """What the library finds for images (n, C, H, W) in [0, 1], none of them fooled; gradients are enabled."""
+    def search(self, bridge: Bridge, images: Tensor, goal: Goal, setting: Setting, seeds: Tensor) -> Tensor:
+        """What the library finds for images (n, C, H, W) in [0, 1], none of them fooled.
+
+        Gradients are enabled and the global generators are seeded; ``seeds`` (n,) are those of the images.
+        """
 
     def _checked(self, images: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Goal, Tensor]:
         if images.dim() != 4:
@@ -129,7 +133,8 @@ class AdaptedAttack(Attack):
         aim = goal
         if self.entry.aims and goal.targets is None:
             aim = Goal(goal.labels, logits.scatter(1, goal.labels[:, None], -torch.inf).argmax(1))
-        last, first, solved = images.clone(), images.clone(), torch.zeros_like(eps, dtype=torch.bool)
+        last, first = images.clone(), images.clone()
+        fooled, solved = torch.zeros_like(eps, dtype=torch.bool), torch.zeros_like(eps, dtype=torch.bool)
         with quiet(), own_randomness(images.device) as seed, renamed_errors(self.name):
             for group in self._groups(index, eps):
                 seed(int(seeds[group].sum()) % 2**63)
@@ -139,13 +144,13 @@ class AdaptedAttack(Attack):
                     probabilities=self.entry.probabilities, patience=self._patience(), stop=self.stop,
                 )  # fmt: skip
                 with suppress(Stop), torch.enable_grad():
-                    points = self.search(bridge, images[group].clamp(0, 1), aim[group], setting)
+                    points = self.search(bridge, images[group].clamp(0, 1), aim[group], setting, seeds[group])
                     last[group] = points.detach().to(images)
-                first[group], solved[group] = bridge.found, bridge.solved
+                first[group], fooled[group], solved[group] = bridge.found, bridge.fooled, bridge.solved
         if self.stop:
             last[solved] = first[solved]
         met, result = self._settle(model, images, last, goal, eps, index, logits)
-        lost = index[solved[index] & ~met]
+        lost = index[fooled[index] & ~met]
         result[lost] = first[lost]
         return result
 

@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from robust.attacks.adapters.isolation import ModelError
 from robust.attacks.base import Goal, Model
+from robust.attacks.losses import margin
 from robust.errors import NoGradientError, RobustError
 from robust.threats import Norm
 
+# A margin below this share of the largest logit may be rounding.
+_ROUNDING = 1e-5
 _NO_PATH = "no gradient reaches the model's input: it detaches, quantizes or runs without grad"
 
 
@@ -52,9 +55,11 @@ class Bridge(nn.Module):
     The model is not one of its sub-modules, so nothing that a library does to the module it is given (move it, switch
     its mode, clear its gradients, look for layers) reaches the model; only calls do.
 
-    It also keeps what it sees: ``found`` holds, for each image that is ``solved`` (n,), the first point asked about
-    that fools the model inside ball and box. So an attack that passes through a success and does not keep it still has
-    it. A query with as many points as there are images is taken to hold them in order, which membership then confirms.
+    It also keeps what it sees: ``found`` holds, for each image that is ``fooled`` (n,), the first point asked about
+    that fools the model inside ball and box, so that an attack which passes through a success has it. ``solved`` (n,)
+    are those whose margin is more than rounding; a point on the boundary itself may be on either side of it in another
+    batch, so there the search goes on. A query with as many points as there are images is taken to hold them in order,
+    which membership then confirms.
     """
 
     def __init__(
@@ -68,7 +73,8 @@ class Bridge(nn.Module):
         self._left = math.inf if patience is None else patience
         self._stop = stop
         self.found = images.clone()
-        self.solved = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.solved = self.fooled.clone()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,22 +99,21 @@ class Bridge(nn.Module):
         return F.softmax(logits, 1) if self._probabilities else logits
 
     def _keep(self, points: Tensor, logits: Tensor) -> None:
-        count = len(self._images)
-        if count == 1:
-            centers, eps, goal = self._images.expand_as(points), self._eps.expand(len(points)), self._goal
-        elif len(points) == count:
-            centers, eps, goal = self._images, self._eps, self._goal
-        else:
+        if len(points) != len(self._images) and len(self._images) != 1:
             return
+        # One image may be asked about at many points: then all of them are its own.
+        targets = self._goal.targets
+        goal = Goal(self._goal.labels.expand(len(points)), None if targets is None else targets.expand(len(points)))
         fooled = goal.met(logits)
         if not bool(fooled.any()):
             return
-        fooled &= self._geometry.contains(points, centers, eps)
-        if count == 1:
-            if bool(fooled.any()) and not bool(self.solved):
-                self.found, self.solved = points[fooled.nonzero()[0]].clone(), torch.ones_like(self.solved)
-        else:
-            new = fooled & ~self.solved
-            self.found[new], self.solved = points[new], self.solved | new
+        fooled &= self._geometry.contains(points, self._images.expand_as(points), self._eps.expand(len(points)))
+        safe = fooled & (margin(logits, goal) > _ROUNDING * logits.abs().amax(1))
+        for new, known in ((fooled, self.fooled), (safe, self.solved)):
+            if len(self._images) == 1 and bool(new.any()) and not bool(known):
+                self.found, known[0] = points[new.nonzero()[0]].clone(), True
+            elif len(self._images) > 1:
+                fresh = new & ~known
+                self.found[fresh], known[fresh] = points[fresh], True
         if self._stop and bool(self.solved.all()):
             raise Stop("every image is fooled")

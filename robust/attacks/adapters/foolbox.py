@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from robust import randomness
 from robust.attacks.adapters.base import AdaptedAttack, import_failure
 from robust.attacks.adapters.bridge import Bridge
 from robust.attacks.adapters.catalog import Catalog, Setting
@@ -41,7 +45,7 @@ class FoolboxAttack(AdaptedAttack):
         found: type | None = getattr(_library().attacks, attack, None)
         return _mended(found) if found is not None and attack in ("L0FMNAttack", "L2FMNAttack") else found
 
-    def search(self, bridge: Bridge, images: Tensor, goal: Goal, setting: Setting) -> Tensor:
+    def search(self, bridge: Bridge, images: Tensor, goal: Goal, setting: Setting, seeds: Tensor) -> Tensor:
         foolbox = _library()
         model = foolbox.PyTorchModel(bridge, bounds=(0, 1), device=images.device)
         if goal.targets is None:
@@ -51,13 +55,14 @@ class FoolboxAttack(AdaptedAttack):
         attack = self.construct(**self._settings(setting))
         radius = "epsilon" if isinstance(attack, foolbox.attacks.base.FixedEpsilonAttack) else "early_stop"
         extra: dict[str, Any] = {radius: setting.eps}
-        if self.attack in _STARTED:
-            start = _start(self.attack, model, bridge, images, goal, criterion)
-            if start is None:
-                return images
-            extra["starting_points"] = start
-        # ``run``, not the call: that would clip to the ball and query the model again, both of which we do ourselves.
-        found: Tensor = attack.run(model, images, criterion, **extra)
+        with _drawn_per_image(seeds):
+            if self.attack in _STARTED:
+                start = _start(self.attack, model, bridge, images, goal, criterion)
+                if start is None:
+                    return images
+                extra["starting_points"] = start
+            # ``run``, not the call: that would clip to the ball and query the model again, which we do ourselves.
+            found: Tensor = attack.run(model, images, criterion, **extra)
         return found
 
     def _settings(self, setting: Setting) -> dict[str, Any]:
@@ -72,6 +77,37 @@ def _library() -> Any:
             return importlib.import_module("foolbox")
     except ImportError as error:
         raise import_failure("foolbox", error) from error
+
+
+@contextmanager
+def _drawn_per_image(seeds: Tensor) -> Iterator[None]:
+    """Random numbers that are drawn for a whole batch, one block for each image, come from the images' own seeds.
+
+    Foolbox draws through two methods of EagerPy's tensors, which are swapped for the time of the run. Numbers of other
+    shapes come from the global generator.
+    """
+    tensor = importlib.import_module("eagerpy").PyTorchTensor
+    plain_uniform, plain_normal, streams = tensor.uniform, tensor.normal, itertools.count()
+
+    def per_image(shape: Any) -> bool:
+        return not isinstance(shape, int) and len(shape) > 1 and shape[0] == len(seeds)
+
+    def uniform(self: Any, shape: Any, low: float = 0.0, high: float = 1.0) -> Any:
+        if not per_image(shape):
+            return plain_uniform(self, shape, low, high)
+        numbers = randomness.uniform(seeds, next(streams), shape[1:], self.raw.dtype)
+        return type(self)(numbers * (high - low) + low)
+
+    def normal(self: Any, shape: Any, mean: float = 0.0, stddev: float = 1.0) -> Any:
+        if not per_image(shape):
+            return plain_normal(self, shape, mean, stddev)
+        return type(self)(randomness.normal(seeds, next(streams), shape[1:], self.raw.dtype) * stddev + mean)
+
+    tensor.uniform, tensor.normal = uniform, normal
+    try:
+        yield
+    finally:
+        tensor.uniform, tensor.normal = plain_uniform, plain_normal
 
 
 def _start(name: str, model: Any, bridge: Bridge, images: Tensor, goal: Goal, criterion: Any) -> Tensor | None:

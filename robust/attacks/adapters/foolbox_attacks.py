@@ -92,7 +92,9 @@ _ENTRIES = {
         ("l2",), "white-box", "Miyato et al., ICLR 2016", "steepest change of the output", targetable=False,
         options=_TEN_STEPS,
     ),
-    "GenAttack": Entry(("linf",), "score", "Alzantot et al., GECCO 2019", "evolves perturbations", aims=True),
+    "GenAttack": Entry(
+        ("linf",), "score", "Alzantot et al., GECCO 2019", "evolves perturbations", aims=True, alone=True
+    ),
     "BoundaryAttack": Entry(
         ("l2",), "decision", "Brendel et al., ICLR 2018", "minimum norm: random walk along the boundary", alone=True
     ),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError
-from robust.modelwrappers import ExportedModel
+from robust.models.wrappers import ExportedModel
 
 Kind = Literal["torchscript", "exported", "compiled", "checkpoint", "safetensors", "unknown"]
 

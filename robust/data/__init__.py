@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robust.data.arrays import from_arrays, load_npz
+from robust.data.datasets import from_dataset
+from robust.data.folders import load_folder
+from robust.data.image_set import ImageSet
+from robust.data.torchvision_data import load_torchvision
 from robust.errors import InputError
-from robust.imagearrays import from_arrays, load_npz
-from robust.imagedatasets import from_dataset
-from robust.imagefiles import load_folder
-from robust.imageset import ImageSet
-from robust.torchvisiondata import load_torchvision
 
 __all__ = ["ImageSet", "load_data", "parse_size"]
 

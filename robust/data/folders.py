@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from robust.data.image_set import ImageSet
 from robust.errors import InputError
-from robust.imageset import ImageSet
 
 Size = tuple[int, int]  # (H, W)
 

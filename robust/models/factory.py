@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from robust.errors import InputError, unknown
-from robust.modelwrappers import CallableModel
+from robust.models.wrappers import CallableModel
 
 _FRAMES = 3
 # Modules that an earlier file imported from its own folder: another folder may hold others of the same names.

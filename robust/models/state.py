@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.modelwrappers import CallableModel
+from robust.models.wrappers import CallableModel
 
 # Running statistics are kept by copy; a larger buffer (a table, a mask) is no statistic and would make the guard slow.
 _STATISTIC = 65536

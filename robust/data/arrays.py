@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from robust.data.folders import Size, resize_bytes, resized
+from robust.data.image_set import ImageSet, as_labels, names_or_numbers
 from robust.errors import InputError
-from robust.imagefiles import Size, resize_bytes, resized
-from robust.imageset import ImageSet, as_labels, names_or_numbers
 
 
 def load_npz(file: Path, size: Size | None, class_names: Sequence[str] | None) -> ImageSet:

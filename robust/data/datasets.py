@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from robust.data.arrays import channels_first, floats
+from robust.data.folders import Size, is_gray, pixels
+from robust.data.image_set import ImageSet, as_labels, names_or_numbers
 from robust.errors import InputError
-from robust.imagearrays import channels_first, floats
-from robust.imagefiles import Size, is_gray, pixels
-from robust.imageset import ImageSet, as_labels, names_or_numbers
 
 _PROBES = 16
 _STEADY = 4

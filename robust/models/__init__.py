@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from robust.errors import InputError
-from robust.modelcheck import check_model, device_of
-from robust.modelfactory import load_factory
-from robust.modelfiles import MODEL_SUFFIXES, load_model_file, load_weights
-from robust.modelstate import evaluating, identify, parameter_count
-from robust.modelwrappers import CallableModel, ExportedModel, Normalized
-from robust.torchvisionmodels import load_torchvision_model, nearest_models
+from robust.models.check import check_model, device_of
+from robust.models.factory import load_factory
+from robust.models.files import MODEL_SUFFIXES, load_model_file, load_weights
+from robust.models.state import evaluating, identify, parameter_count
+from robust.models.torchvision_models import load_torchvision_model, nearest_models
+from robust.models.wrappers import CallableModel, ExportedModel, Normalized
 
 __all__ = [
     "CallableModel", "ExportedModel", "Normalized", "check_model", "device_of", "evaluating", "identify", "load_model",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError
-from robust.modelstate import evaluating
-from robust.modelwrappers import Normalized
+from robust.models.state import evaluating
+from robust.models.wrappers import Normalized
 
 _BATCH = 8
 

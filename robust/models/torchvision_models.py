@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError, unknown
-from robust.modelfiles import put_weights, read_weights
-from robust.modelwrappers import Normalized
+from robust.models.files import put_weights, read_weights
+from robust.models.wrappers import Normalized
 
 
 def load_torchvision_model(name: str, weights: Path | None, *, normalized: bool, trust: bool) -> nn.Module:

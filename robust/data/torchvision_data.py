@@ -10,10 +10,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from robust.data.datasets import from_dataset
+from robust.data.folders import Size
+from robust.data.image_set import ImageSet
 from robust.errors import InputError, unknown
-from robust.imagedatasets import from_dataset
-from robust.imagefiles import Size
-from robust.imageset import ImageSet
 
 CLASSIFICATION = (
     "CIFAR10", "CIFAR100", "CLEVRClassification", "Caltech101", "Caltech256", "Country211", "DTD", "EMNIST", "EuroSAT",
