@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.assembling import Subject, assemble
-from robust.attacks.registry import find
+from robust.attacks.registry import build
 from robust.batching import batches, comfortable_batch
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
@@ -27,7 +27,7 @@ from robust.plan import standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
 from robust.running import Job, run_threat
-from robust.summary import AuditSummary, DataRecord, ModelRecord, Settings
+from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, Settings
 from robust.threats import ThreatModel
 
 LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
@@ -83,8 +83,10 @@ def audit(
     """
     progress = progress or Silent()
     request = _Request(
-        threats=_threats(threats), attacks=_attacks(attacks), seed=seed, device=_device(device), out=_folder(out)
-    )
+        threats=_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
+        device=_device(device), out=_folder(out),
+    )  # fmt: skip
+    _check_attacks(request)
     _check_budget(budget)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
@@ -117,7 +119,7 @@ def audit(
             attacks=list(request.attacks or standard_attacks(request.threats[0])),
             standard_attacks=request.attacks is None, command=command or "robust.audit(...)",
         )  # fmt: skip
-        subject = Subject(record, described, settings, _warnings(predictions, classes))
+        subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
         summary = assemble(ledger, subject, request.threats, request.attacks)
         if request.out is not None:
             summary.write(request.out / SUMMARY)
@@ -149,12 +151,18 @@ def _threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
     return threats
 
 
-def _attacks(given: Sequence[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    for text in given:
-        find(text)
-    return tuple(given)
+def _check_attacks(request: _Request) -> None:
+    """Names, settings and norms of the attacks asked for, before anything is computed."""
+    if request.attacks == ():
+        raise InputError("attacks: give at least one, or none at all for the standard list")
+    for threat in request.threats:
+        for text in request.attacks or ():
+            attack = build(text, norm=threat.norm, eps=threat.eps, seed=request.seed)
+            if threat.norm not in attack.norms:
+                raise InputError(
+                    f"--attacks {text}: has no {threat.norm} form, which threat {threat.text} needs; it supports "
+                    f"{', '.join(attack.norms)}"
+                )
 
 
 def _device(name: str) -> torch.device:
@@ -218,14 +226,19 @@ def _clean_pass(
     return rows
 
 
-def _warnings(rows: list[ImageRow], classes: int) -> list[str]:
+def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
+    """What the owner of the model should hear at once, beside the verdict."""
+    warnings = []
     right = sum(row.correct for row in rows) / len(rows)
     if right < max(1.5 / classes, 0.2):
-        return [
+        warnings.append(
             f"Clean accuracy is {right:.1%}, near chance: are the labels in the order of the model's outputs, and is "
             "its normalization part of it (--mean, --std)?"
-        ]
-    return []
+        )
+    logits = ledger.checks("").get("logits")
+    if logits is not None and CheckRecord.model_validate_json(logits).passed is False:
+        warnings.append("The model's outputs are probabilities, not logits; attacks look weaker than they are on them.")
+    return warnings
 
 
 def _open_ledger(
