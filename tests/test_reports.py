@@ -24,7 +24,7 @@ from PIL import Image
 from robust.errors import InputError
 from robust.ledger import Finding, ImageRow, Ledger, Run
 from robust.reports import audit_score, summary_text, threat_score, write_report
-from robust.reports.figures import curve_points
+from robust.reports.figures import curve_figure, curve_points
 from robust.reports.formats import percent, printable, shorten, step_text
 from robust.reports.gallery import magnification
 from robust.stats import clopper_pearson, rate
@@ -142,12 +142,12 @@ def _checks(verdict: str) -> list[CheckRecord]:
 
 
 def _result(case: Case, ledger: Ledger, norm: str, eps: float, text: str) -> ThreatResult:
-    """Attack number k breaks the broken images with number = k (mod attacks); the last also finds those beyond eps."""
+    """The attacks take turns at the broken images, in threes of image numbers; the last also finds those beyond eps."""
     n, right = case.n, [i for i in range(case.n) if case.correct(i)]
     fallen = [i for i in right if case.broken(i)]
     records = []
     for place, (name, knowledge) in enumerate(case.attacks):
-        own = [i for i in fallen if i % len(case.attacks) == place]
+        own = [i for i in fallen if i // 3 % len(case.attacks) == place]
         last = place == len(case.attacks) - 1
         extra = [i for i in right if not case.broken(i)] if last and case.beyond else []
         cut = last and case.verdict == "inconclusive"
@@ -489,13 +489,14 @@ def test_report_states_the_score_it_was_given(tmp_path: Path) -> None:
 
 def test_attack_table_and_totals(tmp_path: Path) -> None:
     text = Page(report_of(Case(), tmp_path)).text("attacks")
-    # every broken image number is a multiple of 3, so the first of the three attacks gets them all
-    assert "noise nothing 54 18 0 0.5 0 1.5 s done" in text
-    assert "fgsm gradients 54 0 1 1 0.2 1.5 s done" in text
-    assert "pgd(steps=20) gradients 54 0 2 1.5 0.4 1.5 s done" in text
+    # broken are 0, 3, 6 ... 57 without the wrong ones 9 and 39: six for each of the three attacks
+    assert "noise nothing 54 6 0 0.5 0 1.5 s done" in text
+    assert "fgsm gradients 54 6 1 1 0.2 1.5 s done" in text
+    assert "pgd(steps=20) gradients 54 6 2 1.5 0.4 1.5 s done" in text
     assert "All together 54 18 3 3 0.6 4.5 s done" in text
     assert "With checks and re-verification 5 1.5 6.0 s" in text
-    assert "60.0% (−18)" in text
+    for left in ("90.0%", "80.0% (−6)", "70.0% (−6)", "60.0% (−6)"):
+        assert left in text
 
 
 def test_pushes_and_classes(tmp_path: Path) -> None:
@@ -568,6 +569,19 @@ def test_curve_starts_at_clean_and_holds_eps() -> None:
     summary, _ = audit_of(Case(curve=False))
     points = curve_points(summary.threats[0], summary.clean_accuracy)
     assert [(p.eps, p.robust_accuracy) for p in points] == [(0, 0.9), (8 / 255, 0.6)]
+
+
+def test_curve_stays_in_its_frame() -> None:
+    """The axis ends soon after eps, however far the search went, and so does the line."""
+    summary, _ = audit_of(Case())
+    far = [CurvePoint(eps=k * 8 / 255, robust_accuracy=0.9 / (1 + k), low=0, high=1) for k in range(12)]
+    figure = curve_figure("k", summary.threats[0].model_copy(update={"curve": far}), summary.clean_accuracy)
+    across = [float(x) for x in re.findall(r'<use href="[^"]*" x="([\d.]+)"', figure)]
+    line = re.search(r'<g id="k-line2d_\d+">\s*<path d="(M[^"]*L[^"]*L[^"]*)"[^>]*stroke: var\(--robust\)', figure)
+    assert line is not None
+    across += [float(x) for x in re.findall(r"[ML] ([\d.]+) ", line[1])]
+    assert len(across) > 6
+    assert max(across) <= 420 - 106 + 0.1
 
 
 # Cases that break careless reports

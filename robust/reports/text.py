@@ -1,0 +1,62 @@
+"""The terminal's summary of an audit: plain text, a screenful at most."""
+
+from __future__ import annotations
+
+import textwrap
+
+from robust.reports.formats import duration, one_line, rate_text, shorten
+from robust.reports.words import black_box_only, cost_text
+from robust.summary import AuditSummary, ThreatResult
+
+LINES = 25
+WIDTH = 100
+
+
+def summary_text(summary: AuditSummary) -> str:
+    """The audit in at most 25 lines of at most 100 characters: verdict, score, and each threat model's figures.
+
+    What does not fit is counted, not dropped in silence. Names are stripped of control characters.
+    """
+    score = summary.score
+    bound = "" if score.trusted else ", an upper bound only"
+    model, data = (shorten(one_line(name), 34) for name in (summary.model.name, summary.data.name))
+    head = [
+        _cut(f"{model} on {data}: {summary.data.n:,} images, {duration(summary.seconds)}"),
+        f"Verdict: {summary.verdict.upper()}",
+        f"Score:   {score.value:.1f} of 100 (95% interval {score.low:.1f} to {score.high:.1f}{bound})",
+        f"Clean:   {rate_text(summary.clean_accuracy)}",
+    ]
+    room = LINES - len(head)
+    blocks = [_threat(result) for result in summary.threats]
+    if sum(map(len, blocks)) > room:
+        blocks = [_short(block, max(1, (room - 1) // len(blocks))) for block in blocks]
+    shown = [line for block in blocks for line in block]
+    if len(shown) > room:
+        left = len(blocks) - (room - 1)
+        shown = [*shown[: room - 1], f"... and {left} more threat models, see the report"]
+    return "\n".join(head + shown)
+
+
+def _threat(result: ThreatResult) -> list[str]:
+    lines = [
+        _cut(f"{result.threat.text}: {result.verdict}, robust {rate_text(result.robust_accuracy)}"),
+    ]
+    if result.certified_accuracy is not None:
+        lines.append(f"  proven: {rate_text(result.certified_accuracy)}")
+    for reason in result.reasons:
+        lines += textwrap.wrap(one_line(reason), WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    if black_box_only(result):
+        lines.append("  - no attack used gradients")
+    lines.append(f"  cost: {cost_text(result)}")
+    return lines
+
+
+def _short(block: list[str], lines: int) -> list[str]:
+    """A block cut to ``lines``, saying so where there is room."""
+    if len(block) <= lines or lines < 2:
+        return block[:lines]
+    return [*block[: lines - 1], f"  ... {len(block) - lines + 1} more lines in the report"]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
