@@ -61,8 +61,8 @@ class Row:
 
     ``broken_by`` names the attack that first broke it inside the threat model (None: it stands, or was wrong before
     any attack). ``distance`` is the smallest perturbation found, in the threat's norm; it may lie beyond eps.
-    ``prediction`` and ``confidence`` are the model's for that smallest adversarial image, ``eight_bit`` whether it
-    survives rounding to 8-bit colour inside the threat model.
+    ``prediction`` and ``confidence`` are the model's for that smallest adversarial image. ``eight_bit`` tells whether
+    any adversarial image found for it, the smallest or an earlier one, is an 8-bit image.
     """
 
     image: int
@@ -228,7 +228,7 @@ class Ledger:
                 self._connection.execute(
                     "INSERT INTO row VALUES (:image, :threat, :by, :distance, :prediction, :confidence, :eight, "
                     ":encoding, :pixels) ON CONFLICT (image, threat) DO UPDATE SET "
-                    "broken_by = coalesce(broken_by, :by)",
+                    "broken_by = coalesce(broken_by, :by), eight_bit = max(eight_bit, :eight)",
                     values := {
                         "image": finding.image, "threat": run.threat, "by": finding.attack,
                         "distance": finding.distance, "prediction": finding.prediction,
@@ -238,7 +238,7 @@ class Ledger:
                 )  # fmt: skip
                 self._connection.execute(
                     "UPDATE row SET distance = :distance, prediction = :prediction, confidence = :confidence, "
-                    "eight_bit = :eight, encoding = :encoding, pixels = :pixels "
+                    "encoding = :encoding, pixels = :pixels "
                     "WHERE image = :image AND threat = :threat AND distance > :distance",
                     values,
                 )

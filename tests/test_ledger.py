@@ -117,7 +117,7 @@ class TestCreateAndOpen:
 
 
 class TestFindings:
-    def test_a_smaller_one_replaces_everything_but_broken_by(self, ledger: Ledger) -> None:
+    def test_a_smaller_one_replaces_all_but_who_broke_it_and_8_bit_survival(self, ledger: Ledger) -> None:
         ledger.record(run(), [finding(0, 0.03, "pgd", 0.5, eight_bit=True)])
         smaller = Finding(0, "apgd", 0.02, 5, 0.25, False, np.full((3, 4, 4), 0.25, np.float32))
         ledger.record(run(attack="apgd"), [smaller])
@@ -127,7 +127,7 @@ class TestFindings:
             0.02,
             5,
             0.25,
-            False,
+            True,
         )
         assert (ledger.adversarial(0, THREAT) == 0.25).all()
 

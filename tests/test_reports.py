@@ -350,21 +350,22 @@ def _score(correct: Any, distance: Any, eps: float, trusted: bool = True) -> Sco
 
 
 def test_score_by_hand() -> None:
-    # worth 1, 1/2, 1/4, 0 (wrong unattacked), 1 (just at eps)
+    # worth 1, 1/4, 1/8, 0 (wrong unattacked), 1/2 (just at eps)
     score = _score([True, True, True, False, True], [np.inf, 0.05, 0.025, np.inf, 0.1], 0.1)
-    assert score.value == pytest.approx(100 * 2.75 / 5)
-    assert (score.low, score.high) == pytest.approx([100 * x for x in clopper_pearson(2.75, 5)])
+    assert score.value == pytest.approx(100 * 1.875 / 5)
+    assert (score.low, score.high) == pytest.approx([100 * x for x in clopper_pearson(1.875, 5)])
     assert "linf:x" in score.definition
     assert "5 images" in score.definition
 
 
 @unhurried
 @given(arrays, bits, radii)
-def test_score_is_the_mean_robust_accuracy_up_to_eps(distance: np.ndarray, mask: int, eps: float) -> None:
+def test_score_is_half_robust_accuracy_and_half_its_mean_up_to_eps(distance: np.ndarray, mask: int, eps: float) -> None:
     correct = _correct(mask, len(distance))
     sizes = (np.arange(4000) + 0.5) / 4000 * eps
     area = (correct & (distance > sizes[:, None])).mean()
-    assert _score(correct, distance, eps).value == pytest.approx(100 * area, abs=0.03)
+    at_eps = (correct & (distance > eps * (1 + 1e-6) + 1e-6)).mean()
+    assert _score(correct, distance, eps).value == pytest.approx(50 * (at_eps + area), abs=0.03)
 
 
 @unhurried
@@ -396,6 +397,7 @@ def test_score_at_eps_zero_is_the_clean_accuracy() -> None:
 def test_score_extremes() -> None:
     assert _score([True] * 50, [np.inf] * 50, 0.1).value == 100
     assert _score([True] * 50, [0.0] * 50, 0.1).value == 0
+    assert _score([True] * 50, [0.1] * 50, 0.1).value == 50
     assert _score([False] * 50, [np.inf] * 50, 0.1).value == 0
 
 
@@ -405,7 +407,7 @@ def test_score_interval_covers() -> None:
     held = 0
     for distance in draws:
         score = _score(np.ones(40), distance, 1.0)
-        held += score.low <= 100 * 0.6 / 1.5 <= score.high
+        held += score.low <= 50 * 0.6 / 1.5 <= score.high
     assert held / 400 >= 0.917
 
 
@@ -477,9 +479,8 @@ def test_report_states_the_counts(tmp_path: Path) -> None:
 
 def test_report_states_the_score_it_was_given(tmp_path: Path) -> None:
     case = Case()
-    values = [
-        0 if i % 10 == 9 else min(case.distance(i, "linf", 8 / 255) / (8 / 255), 1) for i in range(case.n)
-    ]  # fmt: skip
+    sizes = [case.distance(i, "linf", 8 / 255) / (8 / 255) for i in range(case.n)]
+    values = [0 if i % 10 == 9 else 1 if size > 1.0001 else size / 2 for i, size in enumerate(sizes)]
     expected = 100 * sum(values) / case.n
     page = Page(report_of(case, tmp_path))
     assert "Score, 0 to 100 Half of" in page.text("accuracy")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracles import Linear, Recording, TinyNet, Vector, Wrapped, linear_gain
+from oracles import Linear, Recording, TinyNet, Vector, linear_gain
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,17 +33,16 @@ class Stubborn(nn.Module):
         return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), 3)
 
 
-class SpoiledOnCall(Wrapped):
-    """On its n-th call the score of class 0 is ``value``."""
+class Scripted(nn.Module):
+    """Gives the same prepared scores to every image of a call, the last ones for ever."""
 
-    def __init__(self, inner: nn.Module, call: int, value: float) -> None:
-        super().__init__(inner)
-        self.left, self.value = call, value
+    def __init__(self, *scores: list[float]) -> None:
+        super().__init__()
+        self.scores, self.seen = list(scores), list[Tensor]()
 
     def forward(self, images: Tensor) -> Tensor:
-        self.left -= 1
-        logits = super().forward(images)
-        return torch.cat([torch.full_like(logits[:, :1], self.value), logits[:, 1:]], 1) if self.left == 0 else logits
+        self.seen.append(images.clone())
+        return torch.tensor(self.scores[min(len(self.seen), len(self.scores)) - 1]).expand(len(images), -1)
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
@@ -381,16 +380,36 @@ def test_the_default_loss_is_the_published_one() -> None:
     assert not torch.equal(run("margin", targets), run("ce", targets))
 
 
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("loss", "targeted", "scores"),
+    [
+        # Fooled with a lower cross-entropy than the three near ties before.
+        ("ce", False, ([1.0, 0, 0, 0], [0.01, 0, 0, 0], [0, 0.1, -100, -100])),
+        # On target with a higher cross-entropy of the target than before.
+        ("ce", True, ([1.0, 0, 0, 0], [0.1, 0, -100, -100], [0, 0.01, 0, 0])),
+        ("margin", False, ([1.0, 0, 0, 0], [1.0, 0, 0, NAN], [0.0, 1, 0, 0])),
+        ("margin", False, ([1.0, 0, 0, 0], [INF, 0, 0, 0], [0.0, 1, 0, 0])),
+        # An infinite loss although the target is not reached.
+        ("dlr", True, ([1.0, 0, 0, 0, 0], [-INF, 0, 1, 0, 0], [0.0, 1, 0, 0, 0])),
+    ],
+)
 @pytest.mark.parametrize("norm", NORM_NAMES)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_no_numbers_once_do_not_end_the_search(norm: str, value: float) -> None:
-    model, images = TinyNet(seed=1).eval(), torch.rand(6, 3, 6, 6)
-    labels = predictions(model, images)
-    assert len(set(labels.tolist())) > 1
-    for call in (2, 3):
-        spoiled = SpoiledOnCall(model, call, value)
-        found = Square(EPS[norm] * 5, norm=norm, queries=200)(spoiled, images, labels)
-        assert (predictions(model, found) != labels).all()
+def test_the_trial_that_fools_comes_back_whatever_was_seen_before(
+    norm: str, loss: str, targeted: bool, scores: tuple[list[float], ...]
+) -> None:
+    model, labels = Scripted(*scores), torch.zeros(2, dtype=torch.long)
+    attack = Square(0.1, norm=norm, queries=5, loss=loss)
+    found = attack(model, torch.rand(2, 1, 6, 6), labels, labels + 1 if targeted else None)
+    assert len(model.seen) == 3
+    assert torch.equal(found, model.seen[2])
+
+
+def test_a_start_without_a_score_leaves_the_image_as_the_best_point() -> None:
+    model, images = Scripted([1.0, 0], [NAN, 0]), torch.rand(2, 1, 6, 6)
+    assert torch.equal(Square(0.1, queries=3)(model, images, torch.zeros(2, dtype=torch.long)), images)
 
 
 def test_half_precision_keeps_its_type() -> None:
@@ -483,19 +502,15 @@ def art_square(model: nn.Module, images: Tensor, labels: Tensor, eps: float, nor
     return torch.from_numpy(attack.generate(images.numpy(), F.one_hot(labels, classes).numpy()))
 
 
-def differ(ours: int, theirs: int, count: int) -> bool:
-    """Whether two success counts of ``count`` are further apart than sampling noise explains (p < 0.001)."""
-    return bool(stats.fisher_exact([[ours, count - ours], [theirs, count - theirs]]).pvalue < 1e-3)
+def agrees(norm: str, ours: int, theirs: int, count: int) -> bool:
+    """Whether two success counts of ``count`` differ by no more than sampling noise explains (p < 0.001).
 
-
-def test_linf_succeeds_as_often_as_art_on_a_small_network() -> None:
-    model, images = TinyNet(channels=1, size=12, seed=2).eval(), torch.rand(100, 1, 12, 12)
-    labels = predictions(model, images)
-    ours = Square(0.03, queries=100)(model, images, labels)
-    theirs = art_square(model, images, labels, 0.03, "linf", 100)
-    counts = [int((predictions(model, found) != labels).sum()) for found in (ours, theirs)]
-    assert 20 < counts[0] < 80
-    assert not differ(*counts, 100)
+    In l2 only fewer successes than ART count as a difference: its step divides by the norm available to the window,
+    which Algorithm 3 multiplies with, and so it finds less.
+    """
+    table = [[ours, count - ours], [theirs, count - theirs]]
+    side = "two-sided" if norm == "linf" else "less"
+    return bool(stats.fisher_exact(table, alternative=side).pvalue >= 1e-3)
 
 
 def real(folder: Path, name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -509,21 +524,23 @@ def real(folder: Path, name: str, count: int) -> tuple[nn.Module, Tensor, Tensor
     return model, images[right], data.labels[right]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:art.*")
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 2 / 255), ("l2", 0.5)])
-def test_succeeds_as_often_as_art_on_a_real_model(robust_data: Path, norm: str, eps: float) -> None:
+def test_no_weaker_than_art_on_a_real_model(robust_data: Path, norm: str, eps: float) -> None:
     model, images, labels = real(robust_data, "cifar_cnn_a_mix", 64)
     ours = Square(eps, norm=norm, queries=150)(model, images, labels)
     theirs = art_square(model, images, labels, eps, norm, 150)
     counts = [int((predictions(model, found) != labels).sum()) for found in (ours, theirs)]
     assert 0 < counts[0] < 64
-    assert not differ(*counts, 64)
+    assert agrees(norm, *counts, 64)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:art.*")
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 2 / 255), ("l2", 0.5)])
-def test_succeeds_as_often_as_art_on_an_undefended_resnet(robust_data: Path, norm: str, eps: float) -> None:
+def test_no_weaker_than_art_on_an_undefended_resnet(robust_data: Path, norm: str, eps: float) -> None:
     model, images, labels = real(robust_data, "cifar_resnet20", 64)
     ours = Square(eps, norm=norm, queries=500)(model, images, labels)
     theirs = art_square(model, images, labels, eps, norm, 500)
     counts = [int((predictions(model, found) != labels).sum()) for found in (ours, theirs)]
-    assert not differ(*counts, 64)
+    assert agrees(norm, *counts, 64)

@@ -39,10 +39,13 @@ class Exhibit:
 def choose(found: Sequence[Break], count: int = SHOWN) -> list[Break]:
     """The most telling images: small perturbations first, but each time from the least shown classes and pushes.
 
-    Images broken inside the threat model only, or, where there is none, those broken beyond eps. Deterministic.
+    Images broken inside the threat model only, or, where there is none, those broken beyond eps; of these, the half
+    that the model was surest of, since it proves little to push an image that was in doubt. Deterministic.
     """
-    inside = [entry for entry in found if entry.inside]
-    left = sorted(inside or found, key=lambda entry: (entry.row.distance or 0.0, entry.image.id))
+    candidates = [entry for entry in found if entry.inside] or list(found)
+    surest = sorted(candidates, key=lambda entry: (-entry.image.confidence, entry.image.id))
+    kept = surest[: max(count, len(surest) // 2)]
+    left = sorted(kept, key=lambda entry: (entry.row.distance or 0.0, entry.image.id))
     true: Counter[int] = Counter()
     read: Counter[int | None] = Counter()
     chosen: list[Break] = []

@@ -2,12 +2,14 @@
 
 For one threat model with radius eps, an image is worth
 
-    v = 0                          if the model gets it wrong unattacked,
-    v = min(d, eps) / eps          otherwise, d being the smallest perturbation found that breaks it (inf: none),
+    v = 0                  if the model gets it wrong unattacked,
+    v = d / (2 eps)        if the smallest perturbation found that breaks it has size d <= eps,
+    v = 1                  if nothing found within eps breaks it,
 
-and the score is 100 times the mean of v over all audited images. Since the robust accuracy at radius e is the share of
-images that are right unattacked and have d > e, its average over e from 0 to eps is that same mean: the score is the
-area under the robustness curve, in percent. It falls, never rises, when an attack finds a smaller perturbation.
+and the score is 100 times the mean of v over all audited images. Half of it is the robust accuracy at eps; the other
+half is the robust accuracy averaged over all sizes from 0 to eps, which tells apart two models that both fall at eps.
+A model that falls on every image scores below 50. The score falls, never rises, when an attack finds a smaller
+perturbation.
 
 The score of an audit is the lowest over its threat models, so a further threat model can only lower it.
 """
@@ -26,6 +28,9 @@ from robust.summary import ScoreRecord
 
 _NOTHING = 1e-12  # beta quantiles overflow for subnormal counts
 
+# The tolerance with which the audit holds a perturbation to lie within eps.
+_SLACK = 1e-6
+
 
 def image_values(correct: ArrayLike, distance: ArrayLike, eps: float) -> NDArray[np.float64]:
     """What each image is worth, in [0, 1].
@@ -42,7 +47,8 @@ def image_values(correct: ArrayLike, distance: ArrayLike, eps: float) -> NDArray
         raise InputError("score: every distance must be 0 or more, inf where no perturbation was found")
     if not (math.isfinite(eps) and eps >= 0):
         raise InputError(f"score: eps must be finite and 0 or more, not {eps}")
-    worth = np.minimum(size, eps) / eps if eps > 0 else (size > 0).astype(np.float64)
+    stands = size > eps * (1 + _SLACK) + _SLACK
+    worth = (stands + np.minimum(size, eps) / eps) / 2 if eps > 0 else (size > 0).astype(np.float64)
     return np.where(right, worth, 0.0)
 
 
@@ -62,9 +68,9 @@ def threat_score(
     low, high = clopper_pearson(total if total > _NOTHING else 0.0, n, confidence)
     value = total / n
     definition = (
-        f"100 times the robust accuracy under {threat}, averaged over all perturbation sizes from 0 to eps: the mean "
-        f"over {n} images of min(smallest perturbation found, eps) / eps, with 0 for an image that is wrong "
-        f"unattacked. Interval: Clopper-Pearson, {100 * confidence:g}%, on that sum."
+        f"Half the robust accuracy under {threat}, half its average over all perturbation sizes from 0 to eps, times "
+        f"100: the mean over {n} images of 1 for an image that stands, d / (2 eps) for one broken by a perturbation of "
+        f"size d, and 0 for one that is wrong unattacked. Interval: Clopper-Pearson, {100 * confidence:g}%, on the sum."
     )
     return ScoreRecord(
         value=100 * value,

@@ -124,7 +124,7 @@ _ENTRIES = {
     ),
     "GeoDA": Entry(
         ("l2", "linf", "l1"), "decision", "Rahmati et al., CVPR 2020", "minimum norm: estimated normal of the boundary",
-        targetable=False, alone=True, square=True, patience=20_000,
+        targetable=False, alone=True, square=True, patience=10_000,
     ),
     "SignOPTAttack": Entry(
         ("l2",), "decision", "Cheng et al., ICLR 2020", "minimum norm: sign of the directional derivative",

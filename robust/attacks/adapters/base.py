@@ -127,6 +127,7 @@ class AdaptedAttack(Attack):
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         logits = model(images)
+        _check_classes(goal, logits.shape[1])
         index = ((eps > 0) & ~goal.met(logits)).nonzero().squeeze(1)
         if not len(index):
             return images.clone()
@@ -183,6 +184,12 @@ class AdaptedAttack(Attack):
         result = images.clone()
         result[index[won]] = inside[won]
         return met, result
+
+
+def _check_classes(goal: Goal, count: int) -> None:
+    for name, classes in (("labels", goal.labels), ("targets", goal.targets)):
+        if classes is not None and not bool(((classes >= 0) & (classes < count)).all()):
+            raise InputError(f"{name} must be classes of the model, 0 to {count - 1}, not {classes.tolist()[:8]}")
 
 
 def import_failure(library: str, error: ImportError) -> RobustError:

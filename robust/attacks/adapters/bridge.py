@@ -43,7 +43,10 @@ class _InputGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        found = torch.autograd.grad(ctx.logits, ctx.leaf, gradients[0], retain_graph=True, allow_unused=True)[0]
+        try:
+            found = torch.autograd.grad(ctx.logits, ctx.leaf, gradients[0], retain_graph=True, allow_unused=True)[0]
+        except Exception as error:
+            raise ModelError from error
         if found is None:
             raise NoGradientError(_NO_PATH)
         return found, None
@@ -94,6 +97,7 @@ class Bridge(nn.Module):
             raise ModelError from error
         with torch.no_grad():
             self._keep(points.detach(), logits.detach())
+        logits = logits.to(images.device)
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         return F.softmax(logits, 1) if self._probabilities else logits
