@@ -39,7 +39,9 @@ def ours(model: nn.Module, attack: str, norm: str, eps: float, steps: int, size:
     return lambda x, y: APGD(eps, norm=norm, steps=steps)(model, x, y)
 
 
-def art(model: nn.Module, attack: str, norm: str, eps: float, steps: int, size: float, shape: tuple[int, ...]) -> Runner:
+def art(
+    model: nn.Module, attack: str, norm: str, eps: float, steps: int, size: float, shape: tuple[int, ...]
+) -> Runner:
     from art.attacks.evasion import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -94,7 +96,9 @@ def robust_accuracy(model: nn.Module, x: Tensor, found: Tensor, y: Tensor, norm:
     return float(((model(x).argmax(1) == y) & (model(inside).argmax(1) == y)).float().mean())
 
 
-def measure(runners: dict[str, Runner], batches: list[tuple[Tensor, Tensor]], rounds: int) -> dict[str, tuple[list[float], list[Tensor]]]:
+def measure(
+    runners: dict[str, Runner], batches: list[tuple[Tensor, Tensor]], rounds: int
+) -> dict[str, tuple[list[float], list[Tensor]]]:
     """Seconds per round and the last round's results, the libraries taking turns batch by batch."""
     seconds = {name: [0.0] * rounds for name in runners}
     results: dict[str, list[Tensor]] = {name: [] for name in runners}
@@ -134,8 +138,8 @@ def main() -> None:
     eps, size = arguments.eps, arguments.eps / 4
     x, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
     print(
-        f"{arguments.model}, {data.name}, n = {len(data)}, {arguments.norm} {eps:.4g}, {arguments.steps} steps of eps/4, "
-        f"batch {arguments.batch}, {arguments.rounds} rounds, {torch.get_num_threads()} threads, seed 0"
+        f"{arguments.model}, {data.name}, n = {len(data)}, {arguments.norm} {eps:.4g}, {arguments.steps} steps of "
+        f"eps/4, batch {arguments.batch}, {arguments.rounds} rounds, {torch.get_num_threads()} threads, seed 0"
     )
     print(f"{'attack':<8}{'library':<10}{'robust':>9}{'seconds':>10}{'ours / it':>11}")
     for attack in arguments.attacks.split(","):
