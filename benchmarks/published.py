@@ -4,9 +4,9 @@
     ROBUST_DATA=path/to/data python benchmarks/published.py [--n 10000]
 
 The folder holds `export.py` (writes the image sets as .npz), `zoo.py` (the models) and `cifar10_sdp200.npz`. A
-published accuracy agrees where it lies in the 95 % Clopper-Pearson interval of the measured one. Where a proof is published too,
-the attacked accuracy must not fall below the verified one. PGD here has 2 restarts and the stated loss; the published
-attack may be another one, so a lower figure than the published is a stronger attack, and is marked as such.
+published accuracy agrees where it lies in the 95 % Clopper-Pearson interval of the measured one. Where a proof is
+published too, the attacked accuracy must not fall below the verified one. PGD here has 2 restarts and the stated loss;
+the published attack may be another one, so a lower figure than the published is a stronger attack, and is marked so.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
     "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
-    "l0": "foolbox:L0FMNAttack(steps=500)",
+    "l0": "pgd(steps=100, restarts=3)",
 }
 _QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
 SENTINEL_IMAGES = 100

@@ -92,8 +92,10 @@ class Square(Attack):
                 trial = moves.step(points, draws[:, query % _BLOCK], self._share(query))
             values, solved = self._judge(model(trial).to(kind), goal)
             better = (values > best).nonzero().squeeze(1)
-            points[better], best[better] = trial[better], values[better]
-            if len(better) and bool(solved.any()):
+            if not len(better):
+                continue
+            points[better], best = trial[better], torch.maximum(best, values)
+            if bool(solved.any()):
                 result[index[solved]] = points[solved]
                 keep = ~solved
                 index, goal, seeds, moves = index[keep], goal[keep], seeds[keep], moves[keep]
@@ -111,7 +113,8 @@ class Square(Attack):
         """The loss of each image, inf where it is fooled and -inf where it is no number; and whether it is fooled."""
         loss = self.loss or ("margin" if goal.targets is None else "ce")
         values, solved = LOSSES[loss](logits, goal), goal.met(logits)
-        return torch.where(values.isfinite(), values, -torch.inf).masked_fill(solved, torch.inf), solved
+        worst = -torch.inf
+        return values.nan_to_num_(worst, worst, worst).masked_fill_(solved, torch.inf), solved
 
 
 class _Moves(Protocol):
@@ -155,7 +158,7 @@ class _Faces:
         """
         height, width = points.shape[2:]
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-        window = _window(draw[:, 0], draw[:, 1], side, height, width).expand(-1, points.shape[1], -1)
+        window = _windows(draw[:, :1], draw[:, 1:2], side, height, width).expand(-1, points.shape[1], -1)
         faces = torch.where(
             draw[:, 2:, None] < 0.5, self.high.flatten(2).gather(2, window), self.low.flatten(2).gather(2, window)
         )
@@ -167,7 +170,7 @@ class _Bumps:
 
     def __init__(self, images: Tensor, eps: Tensor) -> None:
         # Beyond the diameter of the box the ball is the whole box; the cap keeps an infinite eps from giving NaN.
-        self.images, self.radius = images, per_image(eps.clamp_max(math.sqrt(images[0].numel())), images)
+        self.images, self.radius = images, eps.clamp_max(math.sqrt(images[0].numel()))[:, None]
         self.numbers = 5 + images.shape[1]
 
     def __getitem__(self, index: Tensor) -> _Bumps:
@@ -192,11 +195,10 @@ class _Bumps:
         channels, height, width = points.shape[1:]
         side = max(round(math.sqrt(share * height * width)), 3)
         side = min(side + (side + 1) % 2, height, width)
-        gaining = _window(draw[:, 0], draw[:, 1], side, height, width).expand(-1, channels, -1)
-        losing = _window(draw[:, 2], draw[:, 3], side, height, width).expand(-1, channels, -1)
+        windows = _windows(draw[:, :2], draw[:, 2:4], side, height, width)
+        gaining, losing = windows[:, :1].expand(-1, channels, -1), windows[:, 1:].expand(-1, channels, -1)
         delta = (points - self.images).flatten(2)
-        used = _length(delta.flatten(1))[..., None]
-        unused = (self.radius.view(-1, 1, 1).square() - used.square()).clamp_min_(0)
+        unused = (self.radius.square() - _length(delta.flatten(1)).square_()).clamp_min_(0)[..., None]
         old = delta.gather(2, gaining)
         held = _length(old)
         # The windows may overlap: what the first one holds must not count twice.
@@ -211,21 +213,20 @@ class _Bumps:
 
     def _at_radius(self, delta: Tensor) -> Tensor:
         """The images moved by ``delta`` scaled to norm eps, then clipped to the box."""
-        length = _length(delta.flatten(1)).view_as(self.radius)
-        return torch.addcmul(self.images, delta, self.radius / length.clamp_min_(_TINY)).clamp_(0, 1)
+        scale = self.radius / _length(delta.flatten(1)).clamp_min_(_TINY)
+        return torch.addcmul(self.images, delta, scale[..., None, None]).clamp_(0, 1)
 
 
-def _first(draw: Tensor, side: int, length: int) -> Tensor:
-    """The first row or column of a window, uniform in 0 ... length - side, from uniform numbers (N,); (N, 1) int64."""
-    return (draw * (length - side + 1)).long()[:, None]
+def _windows(vertical: Tensor, horizontal: Tensor, side: int, height: int, width: int) -> Tensor:
+    """The positions in a flattened image of the pixels of random windows, (N, M, side * side) int64.
 
-
-def _window(vertical: Tensor, horizontal: Tensor, side: int, height: int, width: int) -> Tensor:
-    """The positions in a flattened image of a random window's pixels, (N, 1, side * side) int64."""
+    ``vertical`` and ``horizontal`` (N, M), uniform in [0, 1), say where: the corner is uniform over the places at which
+    the window lies inside.
+    """
     steps = torch.arange(side, device=vertical.device)
-    rows = _first(vertical, side, height) + steps
-    columns = _first(horizontal, side, width) + steps
-    return (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None]
+    rows = (vertical * (height - side + 1)).long()[..., None] + steps
+    columns = (horizontal * (width - side + 1)).long()[..., None] + steps
+    return (rows[..., None] * width + columns[:, :, None]).flatten(2)
 
 
 @lru_cache(maxsize=64)
