@@ -86,7 +86,9 @@ def adv_lib(model: nn.Module, attack: str, norm: str, eps: float, steps: int, si
     if attack == "pgd" and norm == "linf":
         return lambda x, y: pgd_linf(model, x, y, eps, steps=steps, absolute_step_size=size)
     if attack == "apgd":
-        return lambda x, y: apgd(model, x, y, eps, norm=float("inf") if norm == "linf" else 2, n_iter=steps)
+        return lambda x, y: apgd(
+            model, x, y, eps, norm=float("inf") if norm == "linf" else 2, n_iter=steps, loss_function="ce"
+        )
     return None
 
 

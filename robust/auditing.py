@@ -116,8 +116,8 @@ def audit(
             run_threat(job, threat)
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
-            attacks=list(request.attacks or standard_attacks(request.threats[0])),
-            standard_attacks=request.attacks is None, command=command or "robust.audit(...)",
+            attacks=_names(request), standard_attacks=request.attacks is None,
+            command=command or _call(record.name, described.name, request, limit),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
         summary = assemble(ledger, subject, request.threats, request.attacks)
@@ -281,6 +281,18 @@ def _open_ledger(
         ledger.add_images([rows[i] for i in ids], images.batch(ids).numpy())
     ledger.set_meta("complete_images", True)
     return ledger
+
+
+def _names(request: _Request) -> list[str]:
+    lists = [request.attacks or standard_attacks(threat) for threat in request.threats]
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _call(model: str, data: str, request: _Request, limit: int | None) -> str:
+    """The call that reproduces an audit made from Python, as far as its arguments have names."""
+    given = {"attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None}
+    more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
+    return f"robust.audit({model}, {data}, {[threat.text for threat in request.threats]}{more})"
 
 
 def _same_answers(now: list[ImageRow], then: list[ImageRow]) -> bool:

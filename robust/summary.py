@@ -110,7 +110,7 @@ class ThreatResult(_Record):
         description="median over correctly classified images of the smallest perturbation found; null where over half "
         "were never broken"
     )
-    eight_bit: Rate | None = Field(description="share of the successes that survive rounding to 8-bit colour")
+    eight_bit: Rate | None = Field(description="share of the successes that survive rounding to 8-bit color")
     score: ScoreRecord
 
 

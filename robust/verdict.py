@@ -24,6 +24,11 @@ def verdict(
     not_run = [check for check in checks if check.passed is None and check.weight == "evidence"]
     incomplete = [attack for attack in attacks if attack.status != "done"]
     reasons = [f"{check.title}: no. {check.detail[0].upper()}{check.detail[1:]}." for check in failed]
+    if any(check.name == "gradients" for check in failed):
+        reasons.append(
+            "So attacks that need no gradient went first, on every image; what they left standing is not shown to be "
+            "robust."
+        )
     reasons += [_incomplete(attack) for attack in incomplete]
     if missing:
         reasons.append(
