@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
@@ -136,8 +137,9 @@ def _library(name: str) -> tuple[type[AdaptedAttack], str]:
 
 
 def _check_options(name: str, attack: type[Attack], preset: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    hints = get_type_hints(attack)
-    kinds = {f.name: hints[f.name] for f in fields(attack) if f.name not in _COMMON | set(preset)}
+    declared = {f.name: f.type for f in fields(attack) if f.name not in _COMMON | set(preset)}
+    # Not of the attack itself: Python 3.10 stumbles over the KW_ONLY mark among a class's annotations.
+    kinds = get_type_hints(type("Options", (), {"__annotations__": declared}), vars(typing))
     for option, value in options.items():
         if option not in kinds:
             raise unknown(f"option of {name}", option, kinds) if kinds else InputError(f"{name} has no options")
