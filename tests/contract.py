@@ -41,6 +41,7 @@ class Case:
     searches: it looks for the worst point, so that it must break a vulnerable model.
     flat: it takes images of shape (N, D) too.
     one_pass: it has but one pass, whose gradient is taken before it is known who is fooled already.
+    classes: the fewest classes it is defined for.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     searches: bool = True
     flat: bool = True
     one_pass: bool = False
+    classes: int = 2
 
     def __call__(self, eps: float | Tensor, norm: str, **changes: Any) -> Attack:
         return self.kind(eps, norm=norm, **{**self.settings, **changes})
@@ -315,7 +317,9 @@ def a_larger_eps_never_loses_a_success_on_a_linear_model(case: Case, norm: str) 
         return
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(1, 108, generator=generator, dtype=torch.float64)
-    model = Linear(torch.cat([weights, -weights]), torch.zeros(2, dtype=torch.float64))
+    further = case.classes - 2  # classes that no change inside eps reaches
+    bias = torch.cat([torch.zeros(2, dtype=torch.float64), torch.full((further,), -100.0, dtype=torch.float64)])
+    model = Linear(torch.cat([weights, -weights, 0 * weights.expand(further, -1)]), bias)
     images = 0.5 + 0.05 * torch.randn(20, 3, 6, 6, generator=generator, dtype=torch.float64).clamp(-3, 3)
     labels = predictions(model, images)
     fooled = torch.zeros(20, dtype=torch.bool)

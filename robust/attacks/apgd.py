@@ -27,9 +27,13 @@ class APGD(Attack):
         n_targets: without ``targets`` in the call, attack towards each of the classes of 2nd to (n+1)-th highest logit
             at the clean image in turn; any misclassification counts. AutoAttack's APGD-T is ``loss="dlr",
             n_targets=9``. With fewer classes there are fewer targets.
+        eot: for models that draw random numbers: forward and backward passes per step over which the gradient is
+            averaged (expectation over transformation). As published, loss and success are read off the last pass.
 
     An image leaves the batch at the first iterate that fools the model; the published code carries it on to no other
-    verdict. In l1 a run spends 30, 30 and 40 % of its steps in balls of 3, 2 and 1 times eps, as AutoAttack does.
+    verdict. With ``eot`` above 1 it is carried on, and the last iterate that fooled the model comes back, as published:
+    on the first one a random model may have erred by chance. In l1 a run spends 30, 30 and 40 % of its steps in balls
+    of 3, 2 and 1 times eps, as AutoAttack does.
 
     Source: Croce and Hein, ICML 2020, algorithm 1 (linf, l2); Croce and Hein, "Mind the box", ICML 2021 (l1).
     """
@@ -39,6 +43,7 @@ class APGD(Attack):
     restarts: int = 1
     loss: str = "ce"
     n_targets: int = 0
+    eot: int = 1
 
     name: ClassVar[str] = "apgd"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
@@ -48,10 +53,10 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
-        if self.steps < 1 or self.restarts < 1 or self.n_targets < 0:
+        if self.steps < 1 or self.restarts < 1 or self.n_targets < 0 or self.eot < 1:
             raise InputError(
-                f"apgd needs steps >= 1, restarts >= 1 and n_targets >= 0, not {self.steps}, {self.restarts} and "
-                f"{self.n_targets}"
+                f"apgd needs steps >= 1, restarts >= 1, n_targets >= 0 and eot >= 1, not {self.steps}, "
+                f"{self.restarts}, {self.n_targets} and {self.eot}"
             )
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
@@ -67,7 +72,7 @@ class APGD(Attack):
         for number, aim in enumerate(aim for aim in aims for _ in range(self.restarts)):
             if not len(index):
                 break
-            task = _Task(model, LOSSES[self.loss], self.geometry, images, goal, aim, eps, seeds, 8 * number)
+            task = _Task(model, LOSSES[self.loss], self.geometry, images, goal, aim, eps, seeds, 8 * number, self.eot)
             index = self._run_once(task, index, best, best_loss)
         return best
 
@@ -104,6 +109,18 @@ class _Task:
     eps: Tensor
     seeds: Tensor
     stream: int
+    eot: int
+
+    def climb(self, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss (n,) and logits of the last pass over ``points``, and the gradient averaged over all passes."""
+        values, logits, gradient = loss_and_gradient(self.model, points, self.aim[index], self.loss)
+        if self.eot > 1:
+            gradient = gradient.clone()
+            for _ in range(self.eot - 1):
+                values, logits, another = loss_and_gradient(self.model, points, self.aim[index], self.loss)
+                gradient += another
+            gradient /= self.eot
+        return values, logits, gradient
 
 
 @dataclass
@@ -124,6 +141,7 @@ class _State:
     size: Tensor
     losses: Tensor  # (n, steps)
     logits: Tensor
+    fooled: Tensor  # whether any iterate of this run fooled the model
 
     def keep(self, mask: Tensor) -> None:
         for field in fields(self):
@@ -145,32 +163,37 @@ def _start(task: _Task, images: Tensor, eps: Tensor, index: Tensor) -> Tensor:
 
 
 def _first(task: _Task, points: Tensor, index: Tensor, size: Tensor, steps: int) -> _State:
-    values, logits, gradient = loss_and_gradient(task.model, points, task.aim[index], task.loss)
+    values, logits, gradient = task.climb(points, index)
     return _State(
         index=index, images=task.images[index], eps=task.eps[index], points=points, previous=points,
         gradient=gradient, best=points.clone(), best_gradient=gradient.clone(), best_loss=values.clone(),
         checked_loss=values.clone(), reduced=torch.ones_like(values, dtype=torch.bool), size=size.clone(),
         losses=values.new_zeros(len(index), max(steps, 1)), logits=logits,
+        fooled=torch.zeros_like(values, dtype=torch.bool),
     )  # fmt: skip
 
 
 def _note(task: _Task, state: _State, values: Tensor, best: Tensor, best_loss: Tensor) -> Tensor:
-    """Writes the better points into the call's result; returns which images are solved."""
+    """Writes the better points into the call's result; returns which images need not be carried on."""
     solved = task.goal[state.index].met(state.logits)
+    state.fooled = state.fooled | solved
     values = values.masked_fill(solved, torch.inf)
     better = values > best_loss[state.index]
+    if task.eot > 1:
+        better, done = better | solved, torch.zeros_like(solved)
+    else:
+        done = solved
     best[state.index[better]], best_loss[state.index[better]] = state.points[better], values[better]
-    return solved
+    return done
 
 
 def _evaluate(task: _Task, state: _State, step: int, last: bool) -> Tensor:
     """Loss, logits and (but for the last point) gradient at the new points; keeps the best of the run."""
-    aim = task.aim[state.index]
     if last:
         state.logits = task.model(state.points)
-        values = task.loss(state.logits, aim)
+        values = task.loss(state.logits, task.aim[state.index])
     else:
-        values, state.logits, state.gradient = loss_and_gradient(task.model, state.points, aim, task.loss)
+        values, state.logits, state.gradient = task.climb(state.points, state.index)
     state.losses[:, step] = values
     better = values > state.best_loss
     wide = per_image(better, state.points).bool()
@@ -181,9 +204,9 @@ def _evaluate(task: _Task, state: _State, step: int, last: bool) -> Tensor:
 
 
 def _drop_solved(task: _Task, state: _State, values: Tensor, best: Tensor, best_loss: Tensor) -> None:
-    solved = _note(task, state, values, best, best_loss)
-    if bool(solved.any()):
-        state.keep(~solved)
+    done = _note(task, state, values, best, best_loss)
+    if bool(done.any()):
+        state.keep(~done)
 
 
 def _climb(task: _Task, state: _State, steps: int, best: Tensor, best_loss: Tensor) -> Tensor:
@@ -211,7 +234,7 @@ def _climb(task: _Task, state: _State, steps: int, best: Tensor, best_loss: Tens
         if since == window:
             _checkpoint(state, step, window)
             since, window = 0, max(window - shrink, smallest)
-    return state.index
+    return state.index[~state.fooled]
 
 
 def _checkpoint(state: _State, step: int, window: int) -> None:
@@ -237,9 +260,9 @@ def _climb_l1(
     changed = _changed(state.points, state.images)
     share, old = changed / values_per_image / 1.5, changed
     if best is not None and best_loss is not None:
-        solved = _note(task, state, state.best_loss.clone(), best, best_loss)
-        share, old = share[~solved], old[~solved]
-        state.keep(~solved)
+        done = _note(task, state, state.best_loss.clone(), best, best_loss)
+        share, old = share[~done], old[~done]
+        state.keep(~done)
     for step in range(steps):
         if not len(state.index):
             break
@@ -249,10 +272,10 @@ def _climb_l1(
         state.points = geometry.project(moved, state.images, radius)
         values = _evaluate(task, state, step, last=step == steps - 1)
         if best is not None and best_loss is not None:
-            solved = _note(task, state, values, best, best_loss)
-            if bool(solved.any()):
-                share, old = share[~solved], old[~solved]
-                state.keep(~solved)
+            done = _note(task, state, values, best, best_loss)
+            if bool(done.any()):
+                share, old = share[~done], old[~done]
+                state.keep(~done)
         since += 1
         if since == window and len(state.index):
             since = 0
@@ -264,7 +287,7 @@ def _climb_l1(
             wide = per_image(sparser, state.points).bool()
             state.points = torch.where(wide, state.best, state.points)
             state.gradient = torch.where(wide, state.best_gradient, state.gradient)
-    return state.index
+    return state.index[~state.fooled]
 
 
 def _changed(points: Tensor, images: Tensor) -> Tensor:
