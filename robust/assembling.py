@@ -14,7 +14,7 @@ from robust.attacks.registry import find
 from robust.checks import CHECK_NAMES
 from robust.curve import curve
 from robust.ledger import Ledger, Run
-from robust.plan import Step, standard_attacks
+from robust.plan import Step, left_out
 from robust.reports.score import audit_score, threat_score
 from robust.running import CHECKS, CURVE, distances
 from robust.stats import rate
@@ -76,7 +76,7 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
     broken = [row for row in rows if row.broken_by]
     records = _attack_records(ledger, threat)
     checks = _checks(ledger, threat)
-    missing = [name for name in standard_attacks(threat) if attacks is not None and not _covered(name, attacks)]
+    missing = [] if attacks is None else left_out(threat, attacks)
     judgement, reasons = verdict(checks, records, missing)
     robust = rate(int(correct.sum()) - len(broken), n)
     found = distance[correct]
@@ -98,11 +98,6 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
         eight_bit=rate(sum(bool(row.eight_bit) for row in broken), len(broken)) if broken else None,
         score=threat_score(correct, distance, threat.eps, threat=threat.text, trusted=judgement == "sound"),
     )
-
-
-def _covered(standard: str, chosen: tuple[str, ...]) -> bool:
-    """Whether a standard attack is among the chosen ones with at least its settings as text."""
-    return standard in chosen
 
 
 def _attack_records(ledger: Ledger, threat: ThreatModel) -> list[AttackRecord]:

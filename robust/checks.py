@@ -165,7 +165,7 @@ def steps_find_no_more(tried: int | None, broken: int, images: int) -> CheckReco
     return _record(
         "converged", "More steps change nothing", passed, _sentinel("a fresh, longer run", tried, broken),
         "An attack that still gains from more steps had not converged, and its robust accuracy is too high. Audit with "
-        "more steps, such as --attacks 'apgd-ce(steps=200)' --attacks 'apgd-t(steps=100)'.",
+        "more effort, such as --attacks \"auto(effort='exhaustive')\".",
     )  # fmt: skip
 
 

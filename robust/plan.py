@@ -8,11 +8,14 @@ from robust.threats import ThreatModel
 
 # Each list ends with the attack that decides; what goes before is cheaper and leaves it fewer images.
 _STANDARD = {
-    "linf": ("noise", "fgsm", "pgd(steps=20)", "apgd-ce(steps=50)", "apgd-t(steps=25)"),
-    "l2": ("noise", "fgsm", "pgd(steps=20)", "apgd-ce(steps=50)", "apgd-t(steps=25)"),
-    "l1": ("noise", "fgsm", "pgd(steps=20)", "apgd-ce(steps=100)", "apgd-t(steps=50)"),
-    "l0": ("noise", "fgsm", "pgd(steps=40)", "foolbox:L0FMNAttack(steps=200)"),
+    "linf": ("fgsm", "auto"),
+    "l2": ("fgsm", "auto"),
+    "l1": ("fgsm", "pgd(steps=20)", "apgd-ce(steps=100)", "apgd-t(steps=50)"),
+    "l0": ("fgsm", "pgd(steps=100, restarts=3)", "foolbox:L0FMNAttack(steps=200)"),
 }
+
+# Any one of these, as written in --attacks, is at least the standard list for linf and l2.
+_STRONGER = ("auto", "auto(effort='exhaustive')", "autoattack", "autoattack-plus")
 
 # Where no gradient reaches the input, or only zeros: what still works.
 _BLACK_BOX = {
@@ -27,7 +30,7 @@ _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
     "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
-    "l0": "pgd(steps=100, restarts=3)",
+    "l0": "pgd(steps=200, restarts=4)",
 }
 _QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
 SENTINEL_IMAGES = 100
@@ -63,6 +66,13 @@ class Step:
 def standard_attacks(threat: ThreatModel) -> tuple[str, ...]:
     """The default attacks for a threat model, in order."""
     return _STANDARD[threat.norm]
+
+
+def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
+    """The standard attacks that a user's own list leaves out without having a stronger one in their place."""
+    if threat.norm in ("linf", "l2") and any(attack.replace('"', "'") in _STRONGER for attack in chosen):
+        return []
+    return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
 
 
 def steps(threat: ThreatModel, attacks: tuple[str, ...] | None, gradients: bool) -> list[Step]:

@@ -115,13 +115,13 @@ def test_a_failing_attack_makes_the_verdict_inconclusive(monkeypatch: pytest.Mon
     genuine = running.build
 
     def build(text: str, *, norm: str, eps: float, seed: int) -> Attack:
-        if text.startswith("apgd-ce"):
+        if text.startswith("fgsm"):
             raise RuntimeError("out of luck\nsecond line")
         return genuine(text, norm=norm, eps=eps, seed=seed)
 
     monkeypatch.setattr(running, "build", build)
     result = audited().threats[0]
-    failed = next(record for record in result.attacks if record.name.startswith("apgd-ce"))
+    failed = next(record for record in result.attacks if record.name.startswith("fgsm"))
     assert (failed.status, failed.detail) == ("failed", "RuntimeError: out of luck")
     assert result.verdict == "inconclusive"
     assert any("out of luck" in reason for reason in result.reasons)
@@ -135,6 +135,13 @@ def test_a_weaker_audit_scores_no_lower_and_is_never_sound() -> None:
     assert weak.verdict != "sound"
     assert not weak.score.trusted
     assert any("leave out" in reason for reason in weak.threats[0].reasons)
+
+
+@pytest.mark.parametrize("stronger", ["auto", "auto(effort='exhaustive')", "autoattack"])
+def test_a_list_that_is_stronger_than_the_standard_one_is_sound(stronger: str) -> None:
+    result = audited(attacks=[stronger]).threats[0]
+    assert result.verdict == "sound", result.reasons
+    assert result.robust_accuracy == audited().threats[0].robust_accuracy
 
 
 def test_no_time_at_all_is_inconclusive_and_says_what_is_missing() -> None:
@@ -269,7 +276,7 @@ def test_a_killed_audit_resumes_with_the_same_verdicts(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "out" / "ledger.sqlite") as ledger:
         runs = ledger.runs("linf:0.004")
     assert any(run.attack == "fgsm" for run in runs)
-    assert not any(run.attack.startswith("apgd-t") for run in runs), "killed too late to test anything"
+    assert not any(run.attack.startswith("square") for run in runs), "killed too late to test anything"
     write_factory(tmp_path / "model.py")
     resumed = robust.audit(
         f"{tmp_path / 'model.py'}:load", tmp_path / "data.npz", ["linf:0.004"], out=tmp_path / "out", batch_size=8

@@ -80,7 +80,17 @@ def test_an_audit_from_the_command_is_the_audit_from_python(run: Run) -> None:
     assert (written.model, written.data, written.clean_accuracy) == (called.model, called.data, called.clean_accuracy)
     assert "out/report.html" in out
     assert f"{written.threats[0].robust_accuracy.numerator}/40" in out
-    assert "apgd-ce" in err
+    assert "auto" in err
+
+
+def test_retrained_weights_get_a_folder_of_their_own(run: Run) -> None:
+    arguments = AUDIT[:-2]
+    first = run(*arguments)[1]
+    assert run(*arguments)[1].splitlines()[-1] == first.splitlines()[-1], "the same audit stays in its folder"
+    text = Path("model.py").read_text()
+    Path("model.py").write_text(text.replace("return Model()", "return Model(seed=7)"))
+    second = run(*arguments)[1]
+    assert second.splitlines()[-1] == first.splitlines()[-1].replace("/report.html", "-2/report.html")
 
 
 def test_json_goes_to_standard_output_alone(run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robust import attacks
-from robust.attacks import APGD, FGSM, PGD, Attack, Square, UniformNoise
+from robust.attacks import APGD, FAB, FGSM, PGD, Attack, AutoAttack, Square, UniformNoise
 from robust.attacks.adapters import ArtAttack, FoolboxAttack
 from robust.attacks.registry import AttackInfo, adapted, build, find, native
 from robust.errors import InputError
@@ -17,13 +17,16 @@ from robust.errors import InputError
 
 def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
-    assert list(listed) == ["noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square"]
+    assert list(listed) == [
+        "noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "auto", "square", "fab", "fab-t", "fmn", "ddn",
+        "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
+    ]  # fmt: skip
     for name, info in listed.items():
         attack = type(build(name, norm=info.norms[0], eps=0.1, seed=0))
         assert (info.norms, info.knowledge) == (attack.norms, attack.knowledge)
         assert (info.source, info.targetable) == (attack.source, attack.targetable)
         assert find(name) == info
-    built = {type(build(name, norm="linf", eps=0.1, seed=0)) for name in listed}
+    built = {type(build(name, norm=info.norms[0], eps=0.1, seed=0)) for name, info in listed.items()}
     assert built == {getattr(attacks, name) for name in attacks.__all__} - {Attack}
 
 
@@ -63,6 +66,11 @@ def test_adapted_attacks_are_complete_and_can_be_built():
         ("apgd-dlr(steps=7)", APGD(0.1, seed=5, loss="dlr", steps=7)),
         ("apgd-t(steps=7)", APGD(0.1, seed=5, loss="dlr", n_targets=9, steps=7)),
         ("square(queries=50)", Square(0.1, seed=5, queries=50)),
+        ("fab(steps=7, minimize=False)", FAB(0.1, seed=5, steps=7, minimize=False)),
+        ("fab-t", FAB(0.1, seed=5, n_targets=9)),
+        ("autoattack", AutoAttack(0.1, seed=5)),
+        ("AutoAttack-Plus", AutoAttack(0.1, seed=5, version="plus")),
+        ("autoattack-rand", AutoAttack(0.1, seed=5, version="rand")),
         ("art:PGD", ArtAttack(0.1, seed=5, attack="ProjectedGradientDescent")),
         ("ART:hopskipjump(max_iter=10)", ArtAttack(0.1, seed=5, attack="HopSkipJump", options=(("max_iter", 10),))),
         ("foolbox:LinfPGD", FoolboxAttack(0.1, seed=5, attack="LinfProjectedGradientDescentAttack")),
@@ -107,6 +115,8 @@ def test_radius_per_image():
         ("pgd(eps=3)", "unknown option of pgd 'eps'"),
         ("apgd-ce(loss='dlr')", "unknown option of apgd-ce 'loss'"),
         ("fgsm(steps=3)", "fgsm has no options"),
+        ("autoattack(steps=3)", "autoattack has no options"),
+        ("autoattack(version='plus')", "autoattack has no options"),
         ("pgd(steps='many')", "pgd: steps must be int, not 'many'"),
         ("pgd(steps=2.5)", "pgd: steps must be int, not 2.5"),
         ("pgd(steps=True)", "pgd: steps must be int, not True"),
@@ -127,6 +137,7 @@ def test_bad_text_gets_one_line(text, message):
     ("text", "norm", "message"),
     [
         ("square", "l0", "square has no l0 form; it supports linf, l2"),
+        ("autoattack", "l1", "autoattack has no l1 form; it supports linf, l2"),
         ("art:DeepFool", "linf", "art:DeepFool has no linf form; it supports l2"),
         ("foolbox:L1PGD", "l2", "foolbox:L1ProjectedGradientDescentAttack has no l2 form; it supports l1"),
     ],

@@ -1,10 +1,29 @@
 """Attacks: each a frozen dataclass of its settings, called as ``attack(model, images, labels)``."""
 
 from robust.attacks.apgd import APGD
+from robust.attacks.auto import Auto
+from robust.attacks.autoattack import AutoAttack
 from robust.attacks.base import Attack
+from robust.attacks.ddn import DDN
+from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
+from robust.attacks.fmn import FMN
 from robust.attacks.noise import UniformNoise
 from robust.attacks.pgd import PGD
+from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.square import Square
 
-__all__ = ["APGD", "FGSM", "PGD", "Attack", "Square", "UniformNoise"]
+__all__ = [
+    "APGD",
+    "DDN",
+    "FAB",
+    "FGSM",
+    "FMN",
+    "PGD",
+    "Attack",
+    "Auto",
+    "AutoAttack",
+    "SigmaZero",
+    "Square",
+    "UniformNoise",
+]

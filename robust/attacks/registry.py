@@ -67,7 +67,16 @@ _NATIVE = {
     "apgd-t": _Native(
         "apgd", "APGD", "the same, towards each of the nine likeliest classes", {"loss": "dlr", "n_targets": 9}
     ),
+    "auto": _Native("auto", "Auto", "the cascade: cheap steps on all, more targets and steps near the boundary"),
     "square": _Native("square", "Square", "random search over squares"),
+    "fab": _Native("fab", "FAB", "minimum norm: over the nearest class's boundary, then along it"),
+    "fab-t": _Native("fab", "FAB", "the same, towards each of the nine likeliest classes", {"n_targets": 9}),
+    "fmn": _Native("fmn", "FMN", "minimum norm: steps in a ball whose radius follows the boundary"),
+    "ddn": _Native("ddn", "DDN", "minimum norm: direction and length of the perturbation apart"),
+    "sigma-zero": _Native("sigma_zero", "SigmaZero", "minimum norm: few changed values, by a smooth count of them"),
+    "autoattack": _Native("autoattack", "AutoAttack", "APGD-CE, APGD-T, FAB-T, Square", {"version": "standard"}),
+    "autoattack-plus": _Native("autoattack", "AutoAttack", "the same with restarts and more", {"version": "plus"}),
+    "autoattack-rand": _Native("autoattack", "AutoAttack", "for random models: 20 draws", {"version": "rand"}),
 }
 
 

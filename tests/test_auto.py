@@ -1,0 +1,79 @@
+"""The cascade: as strong as a long ensemble, at a small part of its cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import Recording, TinyNet
+from torch import Tensor, nn
+
+from robust import load_data, load_model
+from robust.attacks import APGD, Auto
+from robust.errors import InputError
+
+
+def standing(model: nn.Module, attacks: list, images: Tensor, labels: Tensor) -> Tensor:
+    """Which images no attack of the list breaks."""
+    found = torch.ones(len(labels), dtype=torch.bool)
+    for attack in attacks:
+        with torch.no_grad():
+            found &= model(attack(model, images, labels)).argmax(1) == labels
+    return found
+
+
+def test_it_misses_nothing_that_a_longer_ensemble_finds() -> None:
+    model = TinyNet().eval()
+    images = torch.rand(120, 3, 6, 6)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    ensemble = [APGD(0.02, steps=100), APGD(0.02, steps=100, loss="dlr", n_targets=3)]
+    long, short = standing(model, ensemble, images, labels), standing(model, [Auto(0.02)], images, labels)
+    assert 10 < int(long.sum()) < 110, "the case must leave something to break and something to stand"
+    assert int(short.sum()) <= int(long.sum())
+
+
+def test_an_image_far_from_the_boundary_costs_the_first_two_phases_only() -> None:
+    weights = torch.zeros(4, 12)
+    weights[0] = 1.0
+
+    class Far(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1) @ weights.T * 5
+
+    model = Recording(Far())
+    images = torch.full((2, 3, 2, 2), 0.9)
+    Auto(0.01)(model, images, torch.zeros(2, dtype=torch.long))
+    # 10 steps, 3 targets of 20, and one gradient for each of two looks at the distance
+    assert model.backward_images == 2 * (10 + 3 * 20 + 2)
+
+
+def test_more_effort_spends_more_and_loses_nothing() -> None:
+    model = TinyNet().eval()
+    images = torch.rand(60, 3, 6, 6)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    left, spent = [], []
+    for effort in ("quick", "standard", "exhaustive"):
+        counting = Recording(model)
+        left.append(int(standing(counting, [Auto(0.02, effort=effort)], images, labels).sum()))
+        spent.append(counting.backward_images)
+    assert left == sorted(left, reverse=True)
+    assert spent == sorted(spent)
+
+
+def test_unknown_effort_is_said() -> None:
+    with pytest.raises(InputError, match="did you mean standard"):
+        Auto(0.1, effort="standrd")
+
+
+def test_no_weaker_than_apgd_on_a_real_model(robust_data: Path) -> None:
+    model = load_model(f"{robust_data / 'zoo.py'}:cifar_cnn_a_adv")
+    data = load_data(robust_data / "cifar10_sdp200.npz").take(range(100))
+    images, labels = data.batch(range(100)), data.labels
+    ensemble = [APGD(2 / 255, steps=50), APGD(2 / 255, steps=50, loss="dlr", n_targets=9)]
+    counting = Recording(model)
+    cascade = standing(counting, [Auto(2 / 255)], images, labels)
+    assert int(cascade.sum()) <= int(standing(model, ensemble, images, labels).sum())
+    assert counting.backward_images < 60 * 100
