@@ -19,7 +19,7 @@ from robust.attacks.registry import build
 from robust.batching import batches, comfortable_batch
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
-from robust.errors import InputError
+from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
 from robust.ledger import ImageRow, Ledger
 from robust.models import check_model, evaluating, identify, load_model, parameter_count
@@ -252,21 +252,12 @@ def _open_ledger(
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
         ledger = Ledger.open(path)
-        found = ledger.meta("identity")
         if ledger.meta("complete_images"):
-            differing = [key for key in identity if found.get(key) != identity[key]]
-            if differing:
-                ledger.close()
-                raise InputError(
-                    f"--out {request.out}: holds an audit with another {' and '.join(differing)}; give another folder"
-                )
-            if not _same_answers(rows, ledger.images()):
-                ledger.close()
-                raise InputError(
-                    f"--out {request.out}: the model's weights are those of the audit there, but it answers otherwise; "
-                    "give another folder"
-                )
-            return ledger
+            difference = _difference(ledger, identity, rows)
+            if difference is None:
+                return ledger
+            ledger.close()
+            raise OtherAuditError(f"--out {request.out}: holds an audit {difference}; give another folder")
         ledger.close()
         path.unlink()
     if path is not None:
@@ -295,11 +286,19 @@ def _call(model: str, data: str, request: _Request, limit: int | None) -> str:
     return f"robust.audit({model}, {data}, {[threat.text for threat in request.threats]}{more})"
 
 
-def _same_answers(now: list[ImageRow], then: list[ImageRow]) -> bool:
-    """Whether the model's code, too, is that of the ledger: equal weights may run in a changed forward pass."""
-    same = sum(new.prediction == old.prediction for new, old in zip(now, then, strict=True))
-    apart = sorted(abs(new.confidence - old.confidence) for new, old in zip(now, then, strict=True))
-    return same >= 0.99 * len(now) and apart[len(apart) // 2] < 0.01
+def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) -> str | None:
+    """What sets this audit apart from the ledger's; None where it can go on with it."""
+    found = ledger.meta("identity")
+    differing = [key for key in identity if found.get(key) != identity[key]]
+    if differing:
+        return f"with another {' and '.join(differing)}"
+    # Equal weights may run in a changed forward pass, so the model's answers are compared too.
+    then = ledger.images()
+    same = sum(new.prediction == old.prediction for new, old in zip(rows, then, strict=True))
+    apart = sorted(abs(new.confidence - old.confidence) for new, old in zip(rows, then, strict=True))
+    if same < 0.99 * len(rows) or apart[len(apart) // 2] > 0.01:
+        return "of a model with the same weights that answers otherwise"
+    return None
 
 
 def default_folder(model: str, data: str, threats: Sequence[str], seed: int, limit: int | None) -> Path:

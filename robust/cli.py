@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from robust.errors import InputError, RobustError, unknown
+from robust.errors import InputError, OtherAuditError, RobustError, unknown
 
 if TYPE_CHECKING:
     from robust.summary import AuditSummary
@@ -101,18 +103,33 @@ def audit(
     from robust.progress import terminal_progress
 
     folder = out or default_folder(model, data, threats, seed, limit)
-    try:
+
+    def run(folder: Path) -> AuditSummary:
         with terminal_progress() as progress:
-            summary = run_audit(
+            return run_audit(
                 model, data, threats, attacks=attacks, limit=limit, seed=seed, device=device, batch_size=batch_size,
                 budget=seconds, out=folder, weights=weights, mean=_numbers("--mean", mean), std=_numbers("--std", std),
                 resize=size, trust=trust, command=_command(), progress=progress,
             )  # fmt: skip
+
+    try:
+        summary, folder = (run(folder), folder) if out else _first_that_fits(folder, run)
     except KeyboardInterrupt:
         print(f"robust: stopped; what was computed is in {folder}. Run the same command to go on.", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
     _tell(summary, folder, as_json)
     raise typer.Exit(_exit_code(summary, fail_under))
+
+
+def _first_that_fits(folder: Path, run: Callable[[Path], AuditSummary]) -> tuple[AuditSummary, Path]:
+    """Run in the default folder, or the next numbered one that does not hold the audit of, say, older weights."""
+    for number in count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            return run(place), place
+        except OtherAuditError:
+            continue
+    raise AssertionError("unreachable")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrobust report robust-audits/demo-1a2b3c4d")

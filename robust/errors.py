@@ -23,5 +23,9 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}: {hint}")
 
 
+class OtherAuditError(InputError):
+    """The folder holds the audit of something else."""
+
+
 class NoGradientError(RobustError):
     """The model's output does not depend on its input by any differentiable path."""
