@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from robust.assembling import Subject, assemble
-from robust.attacks.registry import build
 from robust.batching import batches, comfortable_batch
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
@@ -26,11 +23,21 @@ from robust.models import check_model, evaluating, identify, load_model, paramet
 from robust.plan import standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
+from robust.request import (
+    LEDGER,
+    REPORT,
+    SUMMARY,
+    Request,
+    check_attacks,
+    check_budget,
+    check_folder,
+    choose_device,
+    parse_threats,
+)
 from robust.running import Job, run_threat
 from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, Settings
 from robust.threats import ThreatModel
 
-LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
 DEFAULT_THREAT = "linf:8/255"
 
 
@@ -82,12 +89,12 @@ def audit(
         InputError: for anything wrong with the arguments, the model or the data; one line with the remedy.
     """
     progress = progress or Silent()
-    request = _Request(
-        threats=_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
-        device=_device(device), out=_folder(out),
+    request = Request(
+        threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
+        device=choose_device(device), out=check_folder(out),
     )  # fmt: skip
-    _check_attacks(request)
-    _check_budget(budget)
+    check_attacks(request)
+    check_budget(budget)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
     images = images.limited(limit, seed)
@@ -125,76 +132,6 @@ def audit(
             summary.write(request.out / SUMMARY)
             write_report(summary, ledger, request.out / REPORT)
     return summary
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The checked arguments that cost nothing to check."""
-
-    threats: tuple[ThreatModel, ...]
-    attacks: tuple[str, ...] | None
-    seed: int
-    device: torch.device
-    out: Path | None
-
-
-def _threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
-    if isinstance(given, (str, ThreatModel)):
-        given = [given]
-    threats = tuple(threat if isinstance(threat, ThreatModel) else ThreatModel.parse(threat) for threat in given)
-    if not threats:
-        raise InputError("threats: give at least one, such as linf:8/255")
-    texts = [threat.text for threat in threats]
-    for text in texts:
-        if texts.count(text) > 1:
-            raise InputError(f"threat {text} is given twice")
-    return threats
-
-
-def _check_attacks(request: _Request) -> None:
-    """Names, settings and norms of the attacks asked for, before anything is computed."""
-    if request.attacks == ():
-        raise InputError("attacks: give at least one, or none at all for the standard list")
-    for threat in request.threats:
-        for text in request.attacks or ():
-            attack = build(text, norm=threat.norm, eps=threat.eps, seed=request.seed)
-            if threat.norm not in attack.norms:
-                raise InputError(
-                    f"--attacks {text}: has no {threat.norm} form, which threat {threat.text} needs; it supports "
-                    f"{', '.join(attack.norms)}"
-                )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({message}); choose cpu, cuda or auto") from None
-    return device
-
-
-def _check_budget(budget: float | None) -> None:
-    if budget is not None and not budget > 0:
-        raise InputError(f"budget {budget:g} s: give more than 0 seconds")
-
-
-def _folder(out: str | Path | None) -> Path | None:
-    """The folder for the results, checked but not yet made."""
-    if out is None:
-        return None
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / LEDGER).exists():
-        raise InputError(f"--out {folder}: holds other files and no audit; give a new or empty folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {parent} cannot be written to; give another folder")
-    return folder
 
 
 def _name_of(model: object) -> str:
@@ -242,7 +179,7 @@ def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
 
 
 def _open_ledger(
-    request: _Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int
+    request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int
 ) -> Ledger:
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
@@ -274,12 +211,12 @@ def _open_ledger(
     return ledger
 
 
-def _names(request: _Request) -> list[str]:
+def _names(request: Request) -> list[str]:
     lists = [request.attacks or standard_attacks(threat) for threat in request.threats]
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
-def _call(model: str, data: str, request: _Request, limit: int | None) -> str:
+def _call(model: str, data: str, request: Request, limit: int | None) -> str:
     """The call that reproduces an audit made from Python, as far as its arguments have names."""
     given = {"attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None}
     more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
@@ -323,7 +260,7 @@ def verify_audit(
     Raises InputError where the folder holds no audit, or the model is not the one that was audited.
     """
     summary = AuditSummary.read(Path(folder) / SUMMARY)
-    network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place := _device(device))
+    network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place := choose_device(device))
     if identify(network) != summary.model.sha256:
         raise InputError(f"{folder}: audited another model ({summary.model.name}); its weights differ from these")
     with Ledger.open(Path(folder) / LEDGER) as ledger:

@@ -1,0 +1,89 @@
+"""The arguments of an audit, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from robust.attacks.registry import build
+from robust.errors import InputError
+from robust.threats import ThreatModel
+
+LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The checked arguments that cost nothing to check."""
+
+    threats: tuple[ThreatModel, ...]
+    attacks: tuple[str, ...] | None
+    seed: int
+    device: torch.device
+    out: Path | None
+
+
+def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
+    """Threat models from objects or text, at least one and none twice. Raises InputError."""
+    if isinstance(given, (str, ThreatModel)):
+        given = [given]
+    threats = tuple(threat if isinstance(threat, ThreatModel) else ThreatModel.parse(threat) for threat in given)
+    if not threats:
+        raise InputError("threats: give at least one, such as linf:8/255")
+    texts = [threat.text for threat in threats]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise InputError(f"threat {text} is given twice")
+    return threats
+
+
+def check_attacks(request: Request) -> None:
+    """Names, settings and norms of the attacks asked for, before anything is computed."""
+    if request.attacks == ():
+        raise InputError("attacks: give at least one, or none at all for the standard list")
+    for threat in request.threats:
+        for text in request.attacks or ():
+            attack = build(text, norm=threat.norm, eps=threat.eps, seed=request.seed)
+            if threat.norm not in attack.norms:
+                raise InputError(
+                    f"--attacks {text}: has no {threat.norm} form, which threat {threat.text} needs; it supports "
+                    f"{', '.join(attack.norms)}"
+                )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is CUDA where there is one. Raises InputError where it cannot be used."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({message}); choose cpu, cuda or auto") from None
+    return device
+
+
+def check_budget(budget: float | None) -> None:
+    """Raises InputError for a budget of no time."""
+    if budget is not None and not budget > 0:
+        raise InputError(f"budget {budget:g} s: give more than 0 seconds")
+
+
+def check_folder(out: str | Path | None) -> Path | None:
+    """The folder for the results, checked but not yet made."""
+    if out is None:
+        return None
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LEDGER).exists():
+        raise InputError(f"--out {folder}: holds other files and no audit; give a new or empty folder")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: {parent} cannot be written to; give another folder")
+    return folder
