@@ -11,7 +11,7 @@ _STANDARD = {
     "linf": ("fgsm", "auto"),
     "l2": ("fgsm", "auto"),
     "l1": ("fgsm", "pgd(steps=20)", "apgd-ce(steps=100)", "apgd-t(steps=50)"),
-    "l0": ("fgsm", "pgd(steps=100, restarts=3)", "foolbox:L0FMNAttack(steps=200)"),
+    "l0": ("fgsm", "sigma-zero(steps=300)", "pgd(steps=100, restarts=3)"),
 }
 
 # Any one of these, as written in --attacks, is at least the standard list for linf and l2.
@@ -30,7 +30,7 @@ _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
     "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
-    "l0": "pgd(steps=200, restarts=4)",
+    "l0": "fmn(steps=300)",
 }
 _QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
 SENTINEL_IMAGES = 100

@@ -77,7 +77,7 @@ def terminal_progress() -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left", style="dim"), TimeRemainingColumn(),
     )  # fmt: skip
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
