@@ -16,7 +16,7 @@ from torch import Tensor
 from robust.attacks.adapters.bridge import Bridge, Stop
 from robust.attacks.adapters.catalog import Catalog, Entry, Setting
 from robust.attacks.adapters.isolation import own_randomness, quiet, renamed_errors
-from robust.attacks.base import Attack, Goal, Model
+from robust.attacks.base import Attack, Goal, Model, still_open
 from robust.attacks.losses import margin
 from robust.errors import InputError, RobustError, unknown
 
@@ -127,8 +127,7 @@ class AdaptedAttack(Attack):
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         logits = model(images)
-        _check_classes(goal, logits.shape[1])
-        index = ((eps > 0) & ~goal.met(logits)).nonzero().squeeze(1)
+        index = still_open(logits, goal, eps)
         if not len(index):
             return images.clone()
         aim = goal
@@ -184,12 +183,6 @@ class AdaptedAttack(Attack):
         result = images.clone()
         result[index[won]] = inside[won]
         return met, result
-
-
-def _check_classes(goal: Goal, count: int) -> None:
-    for name, classes in (("labels", goal.labels), ("targets", goal.targets)):
-        if classes is not None and not bool(((classes >= 0) & (classes < count)).all()):
-            raise InputError(f"{name} must be classes of the model, 0 to {count - 1}, not {classes.tolist()[:8]}")
 
 
 def import_failure(library: str, error: ImportError) -> RobustError:
