@@ -127,7 +127,7 @@ def success_grows_with_eps(sample: Sample) -> CheckRecord:
     broken = [_broken(sample, _pgd(sample, radius)) for radius in radii]
     slack = max(1, len(sample) // 50)
     good = all(later + slack >= earlier for earlier, later in pairwise(broken))
-    steps = ", ".join(f"{count} at {radius:.4g}" for count, radius in zip(broken, radii, strict=True))
+    steps = ", ".join(f"{count} at {_size(radius, sample)}" for count, radius in zip(broken, radii, strict=True))
     return _record(
         "growth", "Success grows with eps", good, f"of {len(sample)} images PGD-20 breaks {steps}",
         "A larger ball holds the smaller one. An attack that loses images as eps grows is badly tuned or misled, and "
@@ -190,7 +190,8 @@ def evidence_replays(replayed: int, failed: int) -> CheckRecord:
     return _record(
         "replay", "Every stored adversarial image still fools the model", failed == 0,
         f"{replayed} images read back from the ledger and run again in float32: {replayed - failed} hold",
-        "The count of broken images rests on these stored images and nothing else; `robust verify` repeats this.",
+        "The count of broken images rests on these stored images and nothing else; the command 'robust verify' runs "
+        "them again.",
     )  # fmt: skip
 
 
@@ -227,6 +228,10 @@ def _gradient(sample: Sample, loss: Callable[[Tensor, Goal], Tensor]) -> Tensor:
             piece = slice(start, start + sample.batch_size)
             parts.append(loss_and_gradient(sample.model, sample.images[piece], Goal(sample.labels[piece]), loss)[2])
     return torch.cat(parts)
+
+
+def _size(eps: float, sample: Sample) -> str:
+    return f"{eps * 255:.3g}/255" if sample.threat.norm == "linf" else f"{eps:.4g}"
 
 
 def _pgd(sample: Sample, eps: float) -> PGD:
