@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from robust.errors import InputError
 from robust.models.wrappers import ExportedModel
+from robust.silence import quiet
 
 Kind = Literal["torchscript", "exported", "compiled", "checkpoint", "safetensors", "unknown"]
 
@@ -116,7 +116,7 @@ def file_kind(file: Path) -> Kind:
 
 def _torchscript(file: Path) -> nn.Module:
     try:
-        with _quiet():
+        with quiet(logging.CRITICAL):
             model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
             return model.eval()
     except (RuntimeError, ValueError, OSError) as error:
@@ -125,7 +125,7 @@ def _torchscript(file: Path) -> nn.Module:
 
 def _exported(file: Path, trust: bool) -> nn.Module:
     try:
-        with _quiet(), _safe_pickles(not trust):
+        with quiet(logging.CRITICAL), _safe_pickles(not trust):
             program = torch.export.load(str(file))
             module = program.module()
     except pickle.UnpicklingError as error:
@@ -176,7 +176,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 def _unpickled(file: Path, trust: bool) -> Any:
     try:
-        with _quiet():
+        with quiet(logging.CRITICAL):
             return torch.load(file, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise (_damaged if trust else _refused)(file, error) from error
@@ -223,19 +223,6 @@ def _mismatch(own: dict[str, Any], given: dict[str, Any], error: Exception) -> s
         if keys
     ]
     return "; ".join(found) or " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no logged tracebacks of torch: what matters of them is in the InputError."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 @contextmanager

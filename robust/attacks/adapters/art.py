@@ -18,8 +18,8 @@ from robust.attacks.adapters.art_attacks import CATALOG
 from robust.attacks.adapters.base import AdaptedAttack, import_failure
 from robust.attacks.adapters.bridge import Bridge
 from robust.attacks.adapters.catalog import Catalog, Setting
-from robust.attacks.adapters.isolation import quiet
 from robust.attacks.base import Goal
+from robust.silence import quiet
 
 _NORMS = {"linf": np.inf, "l2": 2, "l1": 1}
 # These mistake two classes for a single output and refuse; told of a third class, which never occurs, they run.

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from robust.attacks.adapters.bridge import Bridge, Stop
 from robust.attacks.adapters.catalog import Catalog, Entry, Setting
-from robust.attacks.adapters.isolation import own_randomness, quiet, renamed_errors
+from robust.attacks.adapters.isolation import own_randomness, renamed_errors
 from robust.attacks.base import Attack, Goal, Model, still_open
 from robust.attacks.losses import margin
 from robust.errors import InputError, RobustError, unknown
+from robust.silence import quiet
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from robust.attacks.adapters.base import AdaptedAttack, import_failure
 from robust.attacks.adapters.bridge import Bridge
 from robust.attacks.adapters.catalog import Catalog, Setting
 from robust.attacks.adapters.foolbox_attacks import CATALOG
-from robust.attacks.adapters.isolation import quiet
 from robust.attacks.base import Goal
+from robust.silence import quiet
 from robust.threats import NORMS
 
 # These start from an adversarial image and raise an error where they find none.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,23 +12,6 @@ import torch
 from robust.errors import NoGradientError, RobustError
 
 _NO_GRADIENT = ("does not require grad", "Gradient term in PyTorch model is `None`")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings, and no log records below ERROR. Errors are raised as ever."""
-    before = logging.root.manager.disable
-    # Without any handler, a library's first logging.info() would install one for the whole process.
-    placeholder = logging.NullHandler()
-    logging.root.addHandler(placeholder)
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        logging.root.removeHandler(placeholder)
 
 
 @contextmanager
