@@ -7,7 +7,7 @@ on the untouched model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from robust.checks.sample import record
 from robust.counting import CountedModel
 from robust.draws import Averaged, Voting
 from robust.models import Backward, hidden_fronts, identity, with_bpda
+from robust.plan import Step
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
@@ -125,12 +126,22 @@ def _check_through(view: View, threat: ThreatModel, how: str) -> None:
             as_advice(job, threat.text, name)
 
 
-def tell_difference(view: View, threat: ThreatModel, raw: set[str]) -> None:
-    """Add to the check what was left standing without BPDA (after the attacks labeled ``raw``) and with it."""
+def tell_difference(view: View, threat: ThreatModel, plan: Sequence[Step]) -> None:
+    """Add to the check what stood after the attacks on the model itself, then with BPDA, and what came after."""
     result = found(view.job, threat.text, "bpda")
-    if result is None or not view.fronts or " without it" in result.detail:
+    if result is None or not view.fronts or " stood without it" in result.detail:
         return
-    broken = [row.broken_by for row in view.job.ledger.rows(threat.text) if row.broken_by]
-    right, without = len(view.job.correct()), sum(name in raw for name in broken)
-    detail = f"{right - without} of {right} images stood without it, {right - len(broken)} with it; {result.detail}"
+    labels = [step.label for step in plan]
+    through = [place for place, step in enumerate(plan) if step.via and step.check is None]
+    if not through:
+        return
+    broken = [labels.index(row.broken_by) for row in view.job.ledger.rows(threat.text) if row.broken_by in labels]
+    right = len(view.job.correct())
+    without = right - sum(place < min(through) for place in broken)
+    with_it = right - sum(place <= max(through) for place in broken)
+    later = sum(place > max(through) for place in broken)
+    detail = (
+        f"{without} of {right} images stood without it, {with_it} with it, and later attacks broke {later} more; "
+        f"{result.detail}"
+    )
     keep(view.job, threat.text, result.model_copy(update={"detail": detail}))

@@ -80,13 +80,16 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
     checks = _checks(ledger, threat, records, standing, classes)
     missing = [] if attacks is None else left_out(threat, attacks)
     judgement, reasons = verdict(checks, records, missing)
-    robust = rate(standing, n)
+    over_draws = randomized_record(ledger, threat.text)
+    # Of a random model the mean over draws counts, rounded down to whole images, where it is lower.
+    counted = standing if over_draws is None else min(standing, int(n * over_draws.robust_accuracy.value))
+    robust = rate(counted, n)
     found = distance[correct]
     median = float(np.median(found)) if len(found) else float("inf")
     return ThreatResult(
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, text=threat.text),  # type: ignore[arg-type]
         robust_accuracy=robust,
-        randomized=randomized_record(ledger, threat.text),
+        randomized=over_draws,
         verdict=judgement,
         reasons=reasons,
         checks=checks,

@@ -89,16 +89,19 @@ def steps(
     """The audit's steps: the attacks asked for (None: the standard ones), then the sentinels.
 
     Without useful gradients the black-box attacks are put in front; gradient attacks still run, for what they may find.
-    With ``via`` they run once more in that way, and so does the longer run that watches over them. A ``random`` model
-    also meets an attack that no lucky draw stops.
+    With ``via`` the gradient attacks go first, then once more in that way, then the black-box ones; the longer run that
+    watches over them takes that way too. A ``random`` model also meets an attack that no lucky draw stops.
     """
     asked = standard_attacks(threat) if attacks is None else attacks
     if random:
         asked = (*asked, _OVER_DRAWS)
-    chosen = asked if gradients else _BLACK_BOX[threat.norm] + asked
-    plan = [Step(attack) for attack in dict.fromkeys(chosen)]
-    if via is not None:
+    blind = () if gradients else _BLACK_BOX[threat.norm]
+    if via is None:
+        plan = [Step(attack) for attack in dict.fromkeys(blind + asked)]
+    else:
+        plan = [Step(attack) for attack in dict.fromkeys(asked)]
         plan += [Step(attack, via=via) for attack in dict.fromkeys(asked)]
+        plan += [Step(attack) for attack in blind if attack not in asked]
     longer = _OVER_DRAWS_LONGER if random else _CONVERGED[threat.norm]
     plan.append(Step(longer, SENTINEL_IMAGES, "converged", via))
     if threat.norm in _QUERIES and (gradients or via is not None):

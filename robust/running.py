@@ -83,7 +83,7 @@ def run_threat(job: Job, threat: ThreatModel) -> None:
         if broken and step.escalates and whole.label not in {planned.label for planned in plan}:
             plan.insert(position + 1, whole)
         position += 1
-    tell_difference(view, threat, {step.label for step in plan if not step.via})
+    tell_difference(view, threat, plan)
     _run_curve(view.last, threat)
     finding_checks(view.last, threat, plan)
     measure_rates(view.last, threat)

@@ -66,7 +66,7 @@ def _went_round(check: CheckRecord, checks: Sequence[CheckRecord]) -> str:
 
 def _done_otherwise(attack: AttackRecord, attacks: Sequence[AttackRecord]) -> bool:
     """Whether an attack that found no gradient ran to its end on a copy with another backward function."""
-    return attack.status == "skipped" and any(
+    return attack.status in ("skipped", "failed") and any(
         other.name.startswith(f"{attack.name} on bpda(") and other.status == "done" for other in attacks
     )
 

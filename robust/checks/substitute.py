@@ -21,7 +21,7 @@ _SIDE = 32
 
 
 def transferred(sample: Sample) -> Tensor:
-    """Which images, (N,) bool, fall to PGD on the substitute."""
+    """Which images, (N,) as :func:`~robust.checks.sample.fooled` says, fall to PGD on the substitute."""
     devices = [sample.images.device] if sample.images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(sample.seed)
