@@ -27,6 +27,7 @@ from robust.threats import ThreatModel
 if TYPE_CHECKING:
     from robust.running import Job
 
+_MORE = 0.02
 _BPDA = "Attacks see past what hides the gradient"
 _WHY = (
     "Where a step of the model has no useful gradient, attacks need a stand-in for it (BPDA). Successes count only if "
@@ -119,7 +120,13 @@ def _check_through(view: View, threat: ThreatModel, how: str) -> None:
     charged.to("bpda", len(sample))
     good = all(result.passed is True for result in results)
     backward = "identity" if all(f is identity for f in (job.bpda or {"": identity}).values()) else "the given function"
-    detail = f"backward through {', '.join(view.fronts)} ({how}): {backward}; " + "; ".join(r.detail for r in results)
+    detail = f"backward through {', '.join(view.fronts)} ({how}): {backward}, and the gradient is of use"
+    if not good:
+        detail = (
+            detail.replace("and the", "but the").replace("is of", "is of no")
+            + ": "
+            + "; ".join(result.detail for result in results)
+        )
     keep(job, threat.text, record("bpda", _BPDA, good, detail, _WHY))
     if good:
         for name in ("gradients", "stable"):
@@ -144,4 +151,6 @@ def tell_difference(view: View, threat: ThreatModel, plan: Sequence[Step]) -> No
         f"{without} of {right} images stood without it, {with_it} with it, and later attacks broke {later} more; "
         f"{result.detail}"
     )
-    keep(view.job, threat.text, result.model_copy(update={"detail": detail}))
+    # What sees no gradient must not do better than the stand-in, or that is no guide.
+    good = result.passed is True and later <= max(1, _MORE * right)
+    keep(view.job, threat.text, result.model_copy(update={"detail": detail, "passed": good}))

@@ -25,6 +25,9 @@ _BLACK_BOX = {
     "l0": ("noise(draws=100)",),
 }
 
+# What shows how the model looks without BPDA, where its own gradients are known to be of no use.
+_WITHOUT = ("fgsm", "pgd(steps=20)")
+
 # Sentinels watch over the attacks above: what they break was missed, which a check reports.
 _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
@@ -99,9 +102,10 @@ def steps(
     if via is None:
         plan = [Step(attack) for attack in dict.fromkeys(blind + asked)]
     else:
-        plan = [Step(attack) for attack in dict.fromkeys(asked)]
+        first = asked if gradients or attacks is not None else _WITHOUT
+        plan = [Step(attack) for attack in dict.fromkeys(first)]
         plan += [Step(attack, via=via) for attack in dict.fromkeys(asked)]
-        plan += [Step(attack) for attack in blind if attack not in asked]
+        plan += [Step(attack) for attack in blind if attack not in first]
     longer = _OVER_DRAWS_LONGER if random else _CONVERGED[threat.norm]
     plan.append(Step(longer, SENTINEL_IMAGES, "converged", via))
     if threat.norm in _QUERIES and (gradients or via is not None):

@@ -45,7 +45,8 @@ def verdict(
     passed = sum(check.passed is True for check in checks)
     advice = [check for check in checks if check.passed is False]
     reasons = [f"All attacks ran to their end and all {passed} checks{' of evidence' if advice else ''} passed."]
-    reasons += [_went_round(check, checks) for check in advice if check.name in _WAY_ROUND]
+    round_about = {_WAY_ROUND[check.name][1]: check for check in reversed(advice) if check.name in _WAY_ROUND}
+    reasons += [_went_round(check, checks) for check in round_about.values()]
     reasons += [f"{check.title}: not checked ({check.detail})." for check in not_run]
     return "sound", reasons
 

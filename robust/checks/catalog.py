@@ -60,7 +60,8 @@ CATALOG = (
         "(random: of that between two draws)", "evidence (advice where BPDA answers it)", "shattered gradients",
     ),
     Entry(
-        "bpda", "26", "the two checks above on a copy whose front has another backward function", "either fails",
+        "bpda", "26", "the two checks above on a copy whose front has another backward function",
+        "either fails, or later attacks break over 2 % (at least 2) more",
         "evidence", "the stand-in is no guide either; give a better backward function",
     ),
     Entry(

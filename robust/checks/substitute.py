@@ -15,7 +15,7 @@ from robust.randomness import image_seeds
 from robust.threats import NORMS
 
 _COPIES = 4
-_STEPS = 100
+_STEPS = 60
 _BATCH = 64
 _SIDE = 32
 
