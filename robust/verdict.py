@@ -22,7 +22,7 @@ def verdict(
     """
     failed = [check for check in checks if check.passed is False and check.weight == "evidence"]
     not_run = [check for check in checks if check.passed is None and check.weight == "evidence"]
-    incomplete = [attack for attack in attacks if attack.status != "done" and not _done_otherwise(attack, attacks)]
+    incomplete = [attack for attack in attacks if attack.status != "done" and not done_otherwise(attack, attacks)]
     reasons = [f"{check.title}: no. {check.detail[0].upper()}{check.detail[1:]}." for check in failed]
     if any(check.name == "gradients" for check in failed):
         reasons.append(
@@ -65,10 +65,14 @@ def _went_round(check: CheckRecord, checks: Sequence[CheckRecord]) -> str:
     return f"{check.title}: no. {what}: {detail}."
 
 
-def _done_otherwise(attack: AttackRecord, attacks: Sequence[AttackRecord]) -> bool:
-    """Whether an attack that found no gradient ran to its end on a copy with another backward function."""
-    return attack.status in ("skipped", "failed") and any(
-        other.name.startswith(f"{attack.name} on bpda(") and other.status == "done" for other in attacks
+def done_otherwise(attack: AttackRecord, attacks: Sequence[AttackRecord]) -> bool:
+    """Whether an attack that found no gradient was followed by others on a copy with another backward function."""
+    way = " on bpda("
+    return (
+        attack.status in ("skipped", "failed")
+        and attack.knowledge == "white-box"
+        and way not in attack.name
+        and any(way in other.name and other.status == "done" for other in attacks)
     )
 
 
