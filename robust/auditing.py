@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from robust.assembling import Subject, assemble
 from robust.batching import batches, comfortable_batch
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
+from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
-from robust.models import check_model, evaluating, identify, load_model, parameter_count
+from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model, parameter_count
 from robust.plan import standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
@@ -64,6 +65,7 @@ def audit(
     resize: tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     trust: bool = False,
+    bpda: Sequence[str] | Mapping[str, Backward] = (),
     name: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
@@ -88,6 +90,9 @@ def audit(
         out: folder for `audit.json`, `report.html` and `ledger.sqlite`; None keeps nothing on disk. An audit of the
             same things there is resumed.
         weights, mean, std, trust: see :func:`robust.load_model`; resize, class_names: see :func:`robust.load_data`.
+        bpda: names of sub-modules, such as ``"preprocess"``, whose gradient attacks replace by the identity, or of each
+            the differentiable function whose gradient to use instead (see :func:`robust.models.bpda`). Successes count
+            only on the untouched model.
         name: what to call the model in the report.
 
     Returns:
@@ -109,6 +114,7 @@ def audit(
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(request.device)
     for threat in request.threats:
         threat.check_shape(images.shape)
+    fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
     size = batch_size or comfortable_batch(network, first[:1])
@@ -120,7 +126,7 @@ def audit(
         name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
         class_names=list(images.class_names),
     )  # fmt: skip
-    ledger = _open_ledger(request, record, described, images, predictions, size)
+    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts))
     with ledger:
         lane = _lane(ledger, network, images, request)
         job = Job(
@@ -128,6 +134,7 @@ def audit(
             data=images, ledger=ledger, device=request.device,
             attacks=request.attacks, seed=seed, batch_size=ledger.meta("batch_size"),
             deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
+            bpda=fronts,
         )  # fmt: skip
         for threat in request.threats:
             run_threat(job, threat)
@@ -201,12 +208,14 @@ def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
 
 
 def _open_ledger(
-    request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int
-) -> Ledger:
+    request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int,
+    fronts: tuple[str, ...],
+) -> Ledger:  # fmt: skip
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
         "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
+        **({"bpda": list(fronts)} if fronts else {}),
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
@@ -289,9 +298,10 @@ def verify_audit(
     if identify(network) != summary.model.sha256:
         raise InputError(f"{folder}: audited another model ({summary.model.name}); its weights differ from these")
     with Ledger.open(Path(folder) / LEDGER) as ledger:
+        judge = Voting(network, summary.settings.seed).again() if drawn(ledger) else network
         return {
             result.threat.text: replay(
-                network, ledger, ThreatModel(result.threat.norm, result.threat.eps, result.threat.text), place, 64
+                judge, ledger, ThreatModel(result.threat.norm, result.threat.eps, result.threat.text), place, 64
             )
             for result in summary.threats
         }

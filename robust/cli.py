@@ -89,6 +89,13 @@ def audit(
     std: Annotated[str | None, typer.Option(help="Channel deviations of the model's normalization.")] = None,
     resize: Annotated[str | None, typer.Option(help="Resize every image to HxW, such as 224x224.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a pickled checkpoint, which can run any code.")] = False,
+    bpda: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sub-module without a useful gradient, such as 'preprocess': attacks take it for the identity. "
+            "Repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print audit.json on standard output.")] = False,
 ) -> None:
     """Attack a classifier on labeled images, and report how often it can be fooled.
@@ -117,7 +124,7 @@ def audit(
                 model, data, threats, attacks=attacks, limit=limit, seed=seed, device=device, batch_size=batch_size,
                 budget=seconds, precision=precision, out=folder, weights=weights,
                 mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size, trust=trust,
-                command=_command(), progress=progress,
+                bpda=bpda or (), command=_command(), progress=progress,
             )  # fmt: skip
 
     try:

@@ -25,6 +25,9 @@ _BLACK_BOX = {
     "l0": ("noise(draws=100)",),
 }
 
+# What shows how the model looks without BPDA, where its own gradients are known to be of no use.
+_WITHOUT = ("fgsm", "pgd(steps=20)")
+
 # Sentinels watch over the attacks above: what they break was missed, which a check reports.
 _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
@@ -32,6 +35,7 @@ _CONVERGED = {
     "l1": "apgd-dlr(steps=200)",
     "l0": "fmn(steps=300)",
 }
+_OVER_DRAWS, _OVER_DRAWS_LONGER = "pgd-eot(steps=30, eot=1)", "pgd-eot(steps=60, eot=2)"
 _QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
 SENTINEL_IMAGES = 100
 _ON = " on "
@@ -39,7 +43,8 @@ _ON = " on "
 
 @dataclass(frozen=True)
 class Step:
-    """One attack of the plan. ``limit`` caps the images; ``check`` names the check it feeds, if any.
+    """One attack of the plan. ``limit`` caps the images; ``check`` names the check it feeds, if any; ``via`` says that
+    gradients go through a copy with another backward function, such as ``bpda(preprocess)``.
 
     A sentinel that breaks an image is run again on everything still standing (``escalates``).
     """
@@ -47,6 +52,7 @@ class Step:
     attack: str
     limit: int | None = None
     check: str | None = None
+    via: str | None = None
 
     @property
     def escalates(self) -> bool:
@@ -55,7 +61,8 @@ class Step:
     @property
     def label(self) -> str:
         """The name under which the ledger knows this step."""
-        return self.attack if self.limit is None else f"{self.attack}{_ON}{self.limit}"
+        via = "" if self.via is None else f"{_ON}{self.via}"
+        return self.attack + via if self.limit is None else f"{self.attack}{via}{_ON}{self.limit}"
 
     @staticmethod
     def attack_of(label: str) -> str:
@@ -75,16 +82,32 @@ def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
     return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
 
 
-def steps(threat: ThreatModel, attacks: tuple[str, ...] | None, gradients: bool) -> list[Step]:
+def steps(
+    threat: ThreatModel,
+    attacks: tuple[str, ...] | None,
+    gradients: bool,
+    via: str | None = None,
+    random: bool = False,
+) -> list[Step]:
     """The audit's steps: the attacks asked for (None: the standard ones), then the sentinels.
 
     Without useful gradients the black-box attacks are put in front; gradient attacks still run, for what they may find.
+    With ``via`` the gradient attacks go first, then once more in that way, then the black-box ones; the longer run that
+    watches over them takes that way too. A ``random`` model also meets an attack that no lucky draw stops.
     """
-    chosen = standard_attacks(threat) if attacks is None else attacks
-    if not gradients:
-        chosen = _BLACK_BOX[threat.norm] + chosen
-    plan = [Step(attack) for attack in dict.fromkeys(chosen)]
-    plan.append(Step(_CONVERGED[threat.norm], SENTINEL_IMAGES, "converged"))
-    if threat.norm in _QUERIES and gradients:
+    asked = standard_attacks(threat) if attacks is None else attacks
+    if random:
+        asked = (*asked, _OVER_DRAWS)
+    blind = () if gradients else _BLACK_BOX[threat.norm]
+    if via is None:
+        plan = [Step(attack) for attack in dict.fromkeys(blind + asked)]
+    else:
+        first = asked if gradients or attacks is not None else _WITHOUT
+        plan = [Step(attack) for attack in dict.fromkeys(first)]
+        plan += [Step(attack, via=via) for attack in dict.fromkeys(asked)]
+        plan += [Step(attack) for attack in blind if attack not in first]
+    longer = _OVER_DRAWS_LONGER if random else _CONVERGED[threat.norm]
+    plan.append(Step(longer, SENTINEL_IMAGES, "converged", via))
+    if threat.norm in _QUERIES and (gradients or via is not None):
         plan.append(Step(_QUERIES[threat.norm], SENTINEL_IMAGES, "black-box"))
     return plan

@@ -11,13 +11,14 @@ from oracles import EPS
 from shortened import ShortAutoAttack
 
 from robust import attacks
-from robust.attacks import APGD, DDN, FAB, FGSM, FMN, PGD, Attack, Auto, SigmaZero, Square, UniformNoise
+from robust.attacks import APGD, DDN, FAB, FGSM, FMN, PGD, PGDEOT, Attack, Auto, SigmaZero, Square, UniformNoise
 
 NATIVE = (
     Case("noise", UniformNoise, {"draws": 4}, budgets=("draws",), searches=False),
     Case("fgsm", FGSM, one_pass=True),
     Case("pgd", PGD, {"steps": 10}, budgets=("steps", "restarts")),
     Case("pgd-margin", PGD, {"steps": 10, "loss": "margin", "random_start": False}, budgets=("steps", "restarts")),
+    Case("pgd-eot", PGDEOT, {"steps": 10, "eot": 2}, budgets=("steps",)),
     Case("apgd-ce", APGD, {"steps": 10}, budgets=("restarts",)),
     Case("apgd-dlr", APGD, {"steps": 10, "loss": "dlr"}, budgets=("restarts",)),
     Case("apgd-t", APGD, {"steps": 10, "loss": "dlr", "n_targets": 3}, budgets=("restarts", "n_targets")),

@@ -10,6 +10,7 @@ from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
 from robust.attacks.noise import UniformNoise
 from robust.attacks.pgd import PGD
+from robust.attacks.pgd_eot import PGDEOT
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.square import Square
 
@@ -20,6 +21,7 @@ __all__ = [
     "FGSM",
     "FMN",
     "PGD",
+    "PGDEOT",
     "Attack",
     "Auto",
     "AutoAttack",

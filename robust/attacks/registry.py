@@ -62,6 +62,7 @@ _NATIVE = {
     "noise": _Native("noise", "UniformNoise", "random points of the ball"),
     "fgsm": _Native("fgsm", "FGSM", "one step along the gradient"),
     "pgd": _Native("pgd", "PGD", "projected gradient steps from a random start"),
+    "pgd-eot": _Native("pgd_eot", "PGDEOT", "the same on a loss averaged over draws, for random models"),
     "apgd-ce": _Native("apgd", "APGD", "gradient steps that set their own size, cross-entropy", {"loss": "ce"}),
     "apgd-dlr": _Native("apgd", "APGD", "gradient steps that set their own size, ratio of logits", {"loss": "dlr"}),
     "apgd-t": _Native(
