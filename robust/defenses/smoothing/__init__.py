@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robust.defenses.smoothing.attacking import CertificateBroken, lost_majority, smooth_attack
     from robust.defenses.smoothing.certificates import Certificate, certify_images
+    from robust.defenses.smoothing.certifying import certify
     from robust.defenses.smoothing.smoothed import SmoothedClassifier
 
 __all__ = [
-    "Certificate", "CertificateBroken", "SmoothedClassifier", "certify_images", "lost_majority",
+    "Certificate", "CertificateBroken", "SmoothedClassifier", "certify", "certify_images", "lost_majority",
     "smooth_attack",
 ]  # fmt: skip
 
@@ -22,6 +23,7 @@ _HOME = {
     "Certificate": "certificates",
     "CertificateBroken": "attacking",
     "SmoothedClassifier": "smoothed",
+    "certify": "certifying",
     "certify_images": "certificates",
     "lost_majority": "attacking",
     "smooth_attack": "attacking",
