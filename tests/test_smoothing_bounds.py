@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from robust.defenses.smoothing import bounds
-from robust.defenses.smoothing.anytime import RadiusTest, ToleranceTest, VoteTest
+from robust.defenses.smoothing.anytime import GIVE_UP, RadiusTest, ToleranceTest, VoteTest
 from robust.defenses.smoothing.cohen import CohenTest
 
 ALPHA, SIGMA = 0.001, 0.25
@@ -104,7 +104,7 @@ class TestRadiusTest:
         test = RadiusTest((0.25,), SIGMA, ALPHA, 20_000)
         chance = float(test.need[0] / test.horizon)
         simulate(test, chance, 2000)
-        assert test.certified().mean() >= 0.5 - 0.02 - 4 * np.sqrt(0.25 / 2000)
+        assert test.certified().mean() >= 0.5 - GIVE_UP - 4 * np.sqrt(0.25 / 2000)
 
     def test_radii_beyond_the_horizon_are_given_up_at_once(self) -> None:
         radii, draws = simulate(RadiusTest((0.25, 0.9), SIGMA, ALPHA, 1000), 1.0, 3)
@@ -138,7 +138,7 @@ class TestToleranceTest:
     def test_stops_early_where_the_class_has_no_majority(self) -> None:
         radii, draws = simulate(ToleranceTest(0.01, SIGMA, ALPHA, 100_000), 0.3, 100)
         assert radii.max() == 0
-        assert draws.max() <= 300
+        assert np.median(draws) <= 200
 
 
 class TestCohen:

@@ -27,7 +27,7 @@ Flags = NDArray[np.bool_]
 # Of alpha, the part that bets may spend on the way; the rest is for the fixed test at the horizon.
 EARLY = 0.5
 # How often an image may be given up that the test at the horizon would have certified. It costs no alpha.
-GIVE_UP = 0.02
+GIVE_UP = 0.05
 _FIRST, _GROWTH, _LONGEST, _GRAIN = 64, 8, 4096, 32
 
 
