@@ -69,6 +69,24 @@ class TestCertificates:
         first, second = (certify(model, model.at(0.2, 0.3), test, seed=seed) for seed in (0, 1))
         assert all(a.hits != b.hits for a, b in zip(first, second, strict=True))
 
+    def test_no_draw_serves_twice(self, model: Halfspace) -> None:
+        """Not for choosing the class and for estimating its chance, nor for two methods, nor within one."""
+        seen: list[Tensor] = []
+
+        class Watch(nn.Module):
+            def forward(self, images: Tensor) -> Tensor:
+                seen.append(images.flatten(1))
+                logits: Tensor = model(images)
+                return logits
+
+        sampler, images = Sampler(Watch(), SIGMA, 0, 64), model.at(0.3)
+        for streams in (STREAMS, (Stream.COMPARISON_SELECTION, Stream.COMPARISON)):
+            assert len(list(certify_images(sampler, images, 2, CohenTest(SIGMA, 0.001, 320), 64, streams))) == 1
+        lost_majority(sampler, images, torch.tensor([0]), 0.001)
+        copies = torch.cat(seen)
+        assert len(copies) > 800
+        assert len(copies.unique(dim=0)) == len(copies)
+
 
 class TestSampler:
     def test_noise_is_gaussian_of_deviation_sigma(self, model: Halfspace) -> None:

@@ -52,7 +52,9 @@ class Sampler:
         votes = torch.zeros(len(images), classes, dtype=torch.int64, device=images.device)
         none = np.zeros(len(images), np.int64)
         for rows, given in self._blocks(images, stream, none, none + draws):
-            votes.index_put_((rows[:, None].expand_as(given)[given >= 0], given[given >= 0]), _ONE, accumulate=True)
+            valid = given >= 0
+            place = rows[:, None].expand_as(given)[valid], given[valid]
+            votes.index_put_(place, torch.ones_like(place[0]), accumulate=True)
         return votes.cpu().numpy()
 
     def hits(self, images: Tensor, classes: Tensor, stream: Stream, done: Counts, more: Counts) -> Counts:
@@ -96,9 +98,6 @@ class Sampler:
         with torch.no_grad():
             logits = torch.cat([self.network(part) for part in torch.split(copies, self.batch)])
         return logits.argmax(1).where(~logits.isnan().any(1), -1)
-
-
-_ONE = torch.tensor(1)
 
 
 def _block_seed(image: int, stream: Stream, block: int) -> int:
