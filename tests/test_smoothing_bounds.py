@@ -30,6 +30,29 @@ def simulate(test: VoteTest, chance: float, runs: int, seed: int = 0) -> tuple[n
     return np.array([test.radius(row) for row in range(runs)]), used
 
 
+def exactly(test: RadiusTest, chance: float) -> tuple[float, float]:
+    """The probability that an image of this true chance is certified by a test of one radius, and its mean draws.
+
+    No simulation: the distribution of hits over all undecided images is carried from look to look.
+    """
+    first, mass, drawn, certified, draws = 0, np.ones(1), 0, 0.0, 0.0
+    while len(mass):
+        more = test.more(drawn)
+        draws += more * mass.sum()
+        drawn += more
+        low, high = (int(end) for end in stats.binom.ppf([1e-17, 1 - 1e-16], more, chance))
+        mass = np.convolve(mass, stats.binom.pmf(np.arange(low, high + 1), more, chance))
+        first += low
+        hits = first + np.arange(len(mass))
+        test.start(len(hits))
+        decided = test.look(np.arange(len(hits)), hits, np.full(len(hits), drawn))
+        certified += mass[decided & (test.certified() > 0)].sum()
+        left = np.flatnonzero(~decided & (mass > 1e-18))
+        keep = slice(left[0], left[-1] + 1) if len(left) else slice(0, 0)
+        mass, first = np.where(decided, 0, mass)[keep], first + (int(left[0]) if len(left) else 0)
+    return float(certified), float(draws)
+
+
 class TestBounds:
     @given(hits=st.integers(0, 500), misses=st.integers(0, 500), alpha=st.sampled_from([0.0005, 0.001, 0.05]))
     def test_lower_bound_is_the_exact_one_sided_interval(self, hits: int, misses: int, alpha: float) -> None:
@@ -79,6 +102,24 @@ class TestBounds:
 
 
 class TestRadiusTest:
+    @pytest.mark.parametrize("radius", [0.0, 0.25, 0.5, 0.75])
+    def test_the_error_at_the_worst_case_is_at_most_alpha_exactly(self, radius: float) -> None:
+        """As it is used: alpha 0.001 and up to 100,000 draws, at p = p_r; much less below."""
+        test = RadiusTest((radius,), SIGMA, ALPHA, 100_000)
+        error, _ = exactly(test, float(test.chances[0]))
+        assert 0.3 * ALPHA < error <= ALPHA
+        assert exactly(test, 0.98 * float(test.chances[0]))[0] < 0.1 * ALPHA
+
+    @pytest.mark.parametrize("radius", [0.25, 0.5, 0.75])
+    @pytest.mark.parametrize("lead", [3, 3.5, 4, 5, 8])
+    def test_certifies_hardly_less_often_than_cohen(self, radius: float, lead: float) -> None:
+        """Of images whose chance is so many standard deviations of Cohen's estimate above what the radius needs."""
+        test = RadiusTest((radius,), SIGMA, ALPHA, 100_000)
+        need = float(test.chances[0])
+        chance = need + lead * np.sqrt(need * (1 - need) / 100_000)
+        cohen = stats.binom.sf(bounds.hits_needed(need, 100_000, ALPHA) - 1, 100_000, chance)
+        assert cohen - exactly(test, chance)[0] <= 0.12
+
     @pytest.mark.parametrize("radius", [0.0, 0.25, 0.5])
     def test_false_certificates_at_the_worst_case_are_at_most_alpha(self, radius: float) -> None:
         """At p = p_r exactly. With alpha = 0.02 and 4,000 runs, a true rate of alpha passes 104 once in 10,000."""
