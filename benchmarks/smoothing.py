@@ -2,14 +2,16 @@
 """Certificates by randomized smoothing: the anytime test beside Cohen's fixed procedure, and coverage by simulation.
 
     python benchmarks/smoothing.py coverage --runs 100000
-    python benchmarks/smoothing.py compare examples/noise_net.py:gtsrb gtsrb_test.npz --sigma 0.25 --limit 100
+    python benchmarks/smoothing.py anytime examples/noise_net.py:gtsrb gtsrb_test.npz --sigma 0.25 --limit 100
+    robust certify examples/noise_net.py:gtsrb gtsrb_test.npz --sigma 0.25 --limit 100 --beside cohen --out both
+    python benchmarks/smoothing.py both both/certify.json
     python benchmarks/smoothing.py port examples/noise_net.py:gtsrb gtsrb_test.npz --sigma 0.25 --images 3
 
 `coverage`: images whose true chance is exactly the one that a radius needs, the worst case; how many are certified
-there all the same, which must be at most alpha. `compare`: both methods on the same images with draws of their own,
-in float32 or bfloat16: certified accuracy, images on which they differ, draws and seconds; the anytime test once for
-each radius alone and once for all. `port`: the plain loop, float32 batches of 1,000 copies and a count on the CPU, as
-the method was published: seconds for one image. Seconds are wall time; processor time of the thread stands beside.
+there all the same, which must be at most alpha. `anytime`: certified accuracy, draws and seconds of the anytime test,
+once for each radius alone and once for all. `both`: two methods on the same images, with draws of their own, and where
+they differ. `port`: the plain loop, one image at a time, float32 batches of 1,000 copies and a count on the CPU, as the
+method was published. Seconds are wall time; the process's processor time, which other load does not change, beside.
 """
 
 from __future__ import annotations
@@ -29,11 +31,10 @@ from robust.batching import comfortable_batch
 from robust.copying import Recipe, fast_copy
 from robust.defenses.smoothing.anytime import RadiusTest, VoteTest
 from robust.defenses.smoothing.bounds import lower_bound, radius_at
-from robust.defenses.smoothing.certificates import Certificate, certify_images
-from robust.defenses.smoothing.cohen import ESTIMATION, SELECTION, CohenTest
+from robust.defenses.smoothing.certificates import certify_images
+from robust.defenses.smoothing.cohen import ESTIMATION, SELECTION
+from robust.defenses.smoothing.record import CertifySummary
 from robust.defenses.smoothing.sampling import BLOCK, Sampler, Stream
-
-_STREAMS = ((Stream.SELECTION, Stream.ESTIMATION), (Stream.COMPARISON_SELECTION, Stream.COMPARISON))
 
 
 def coverage(chosen: argparse.Namespace) -> None:
@@ -66,56 +67,47 @@ def simulate(test: VoteTest, chance: float, runs: int, seed: int) -> float:
     return used / runs
 
 
-def compare(chosen: argparse.Namespace) -> None:
+def anytime(chosen: argparse.Namespace) -> None:
     network, images, labels, classes = subject(chosen)
     batch = max(BLOCK, comfortable_batch(network, images[:1]) // BLOCK * BLOCK)
     print(f"{chosen.model}, {len(images)} images, sigma {chosen.sigma:g}, alpha {chosen.alpha:g}, {chosen.precision}")
     print(f"batches of {batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {chosen.seed}")
-    head = f"{'method':<22}{'radius':>8}{'certified':>11}{'any class':>11}{'draws':>10}{'median':>9}"
-    print(f"{head}{'wall s':>9}{'cpu s':>9}")
-    tests: list[tuple[str, tuple[float, ...], VoteTest]] = [
-        (f"anytime at {radius:g}", (radius,), RadiusTest((radius,), chosen.sigma, chosen.alpha, chosen.draws))
-        for radius in chosen.radii
-    ]
+    columns = f"{'radius':>8}{'certified':>11}{'any class':>11}{'draws':>10}{'median':>9}{'wall s':>9}{'cpu s':>9}"
+    print(f"{'asked':<20}{columns}")
     radii = tuple(chosen.radii)
-    tests.append(("anytime, all radii", radii, RadiusTest(radii, chosen.sigma, chosen.alpha, chosen.draws)))
-    if not chosen.skip_cohen:
-        tests.append(("cohen", radii, CohenTest(chosen.sigma, chosen.alpha, chosen.draws)))
-    found: dict[str, list[Certificate]] = {}
-    for name, asked, test in tests:
+    for asked in [(radius,) for radius in radii] + [radii] * (len(radii) > 1):
         sampler = Sampler(network, chosen.sigma, chosen.seed, batch)
-        streams, selection = (_STREAMS[1], SELECTION) if name == "cohen" else (_STREAMS[0], 64)
+        test = RadiusTest(asked, chosen.sigma, chosen.alpha, chosen.draws)
         wall, cpu = time.perf_counter(), time.process_time()
-        made = dict(certify_images(sampler, images, classes, test, selection, streams))
+        made = dict(certify_images(sampler, images, classes, test, 64, (Stream.SELECTION, Stream.ESTIMATION)))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        found[name] = [made[row] for row in range(len(images))]
-        tell(name, asked, found[name], labels, wall, cpu)
-    if "cohen" in found:
-        differences(found["cohen"], found["anytime, all radii"], labels, radii)
+        draws = [one.draws for one in made.values()]
+        for number, radius in enumerate(asked):
+            right = sum(one.radius >= radius and one.prediction == labels[row] for row, one in made.items())
+            anyway = sum(one.radius >= radius for one in made.values())
+            cost = f"{np.mean(draws):>10,.0f}{np.median(draws):>9,.0f}{wall:>9.1f}{cpu:>9.1f}" if number == 0 else ""
+            name = ", ".join(f"{each:g}" for each in asked) if number == 0 else ""
+            print(f"{name:<20}{radius:>8g}{right:>11}{anyway:>11}{cost}", flush=True)
 
 
-def tell(
-    name: str, radii: tuple[float, ...], found: list[Certificate], labels: list[int], wall: float, cpu: float
-) -> None:
-    draws = [one.draws for one in found]
-    for number, radius in enumerate(radii):
-        right = sum(one.radius >= radius and one.prediction == label for one, label in zip(found, labels, strict=True))
-        anyway = sum(one.radius >= radius for one in found)
-        cost = f"{np.mean(draws):>10,.0f}{np.median(draws):>9,.0f}{wall:>9.1f}{cpu:>9.1f}" if number == 0 else ""
-        print(f"{name if number == 0 else '':<22}{radius:>8g}{right:>11}{anyway:>11}{cost}", flush=True)
-
-
-def differences(
-    fixed: list[Certificate], found: list[Certificate], labels: list[int], radii: tuple[float, ...]
-) -> None:
-    for radius in radii:
-        a = [one.radius >= radius and one.prediction == label for one, label in zip(fixed, labels, strict=True)]
-        b = [one.radius >= radius and one.prediction == label for one, label in zip(found, labels, strict=True)]
-        only_fixed = [image for image in range(len(a)) if a[image] and not b[image]]
-        only_found = [image for image in range(len(a)) if b[image] and not a[image]]
-        text = f"radius {radius:g}: cohen alone certifies {len(only_fixed)}, anytime alone {len(only_found)}"
-        shown = [f"{fixed[i].hits}/{fixed[i].estimated}" for i in (*only_fixed, *only_found)]
-        print(text + (f"  (cohen's votes on these: {', '.join(shown)})" if shown else ""))
+def both(chosen: argparse.Namespace) -> None:
+    """Two methods of one record side by side, and the images on which they differ."""
+    summary = CertifySummary.read(chosen.record)
+    print(f"{summary.model.name}, {summary.data.name}, {summary.data.n} images, sigma {summary.settings.sigma:g}")
+    for method in summary.methods:
+        shares = ", ".join(f"{point.certified.numerator} at {point.radius:g}" for point in method.points)
+        print(f"{method.method:<8} certified {shares}; abstained {method.abstained.numerator}; ", end="")
+        print(f"draws mean {method.draws_mean:,.0f}, most {method.draws_most:,}; {method.seconds:.0f} s")
+    first, second = (method.rows for method in summary.methods)
+    for radius in summary.settings.radii:
+        pairs = [
+            (a, b) for a, b in zip(first, second, strict=True) if (a.certified >= radius) != (b.certified >= radius)
+        ]
+        for a, b in pairs:
+            alone = summary.methods[0 if a.certified >= radius else 1].method
+            votes = f"votes {a.hits}/{a.estimated} and {b.hits}/{b.estimated}"
+            print(f"radius {radius:g}: image {a.image} certified by {alone} alone, {votes}")
+        print(f"radius {radius:g}: the methods differ on {len(pairs)} of {len(first)} images")
 
 
 def port(chosen: argparse.Namespace) -> None:
@@ -162,9 +154,12 @@ def subject(chosen: argparse.Namespace) -> tuple[nn.Module, Tensor, list[int], i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in (("coverage", coverage), ("compare", compare), ("port", port)):
+    for name, function in (("coverage", coverage), ("anytime", anytime), ("both", both), ("port", port)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
+        if name == "both":
+            command.add_argument("record", type=Path)
+            continue
         if name != "coverage":
             command.add_argument("model")
             command.add_argument("data", type=Path)
@@ -177,7 +172,6 @@ def main() -> None:
         command.add_argument("--images", type=int, default=3)
         command.add_argument("--batch", type=int, default=1000)
         command.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-        command.add_argument("--skip-cohen", action="store_true")
         command.add_argument("--device", default="cpu")
         command.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
