@@ -27,14 +27,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robust import load_data, load_model
-from robust.batching import comfortable_batch
 from robust.copying import Recipe, fast_copy
 from robust.defenses.smoothing.anytime import RadiusTest, VoteTest
 from robust.defenses.smoothing.bounds import lower_bound, radius_at
 from robust.defenses.smoothing.certificates import certify_images
 from robust.defenses.smoothing.cohen import ESTIMATION, SELECTION
 from robust.defenses.smoothing.record import CertifySummary
-from robust.defenses.smoothing.sampling import BLOCK, Sampler, Stream
+from robust.defenses.smoothing.sampling import Sampler, Stream, copies_at_a_time
 
 
 def coverage(chosen: argparse.Namespace) -> None:
@@ -69,7 +68,7 @@ def simulate(test: VoteTest, chance: float, runs: int, seed: int) -> float:
 
 def anytime(chosen: argparse.Namespace) -> None:
     network, images, labels, classes = subject(chosen)
-    batch = max(BLOCK, comfortable_batch(network, images[:1]) // BLOCK * BLOCK)
+    batch = copies_at_a_time(network, images[:1])
     print(f"{chosen.model}, {len(images)} images, sigma {chosen.sigma:g}, alpha {chosen.alpha:g}, {chosen.precision}")
     print(f"batches of {batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {chosen.seed}")
     columns = f"{'radius':>8}{'certified':>11}{'any class':>11}{'draws':>10}{'median':>9}{'wall s':>9}{'cpu s':>9}"

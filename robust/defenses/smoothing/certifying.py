@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust.batching import batches, comfortable_batch
+from robust.batching import batches
 from robust.copying import Recipe, fast_copy, unfit
 from robust.data import ImageSet, load_data
 from robust.defenses.smoothing.arguments import (
@@ -27,7 +27,7 @@ from robust.defenses.smoothing.attacking import STEPS, CertificateBroken, lost_m
 from robust.defenses.smoothing.certificates import certify_images
 from robust.defenses.smoothing.journal import Journal
 from robust.defenses.smoothing.record import CertifySettings, CertifySummary
-from robust.defenses.smoothing.sampling import BLOCK, Sampler, Stream
+from robust.defenses.smoothing.sampling import Sampler, Stream, copies_at_a_time
 from robust.defenses.smoothing.smoothed import SmoothedClassifier
 from robust.defenses.smoothing.summing import attack_result, described, method_result
 from robust.errors import InputError
@@ -113,7 +113,7 @@ def certify(
     journal = Journal(folder and folder / JOURNAL, _identity(request, about_model, about_data, seed, place))
     with evaluating(network):
         certified = _certified_network(network, first, precision)
-        batch = max(BLOCK, comfortable_batch(network, first[:1]) // BLOCK * BLOCK)
+        batch = copies_at_a_time(network, first[:1])
         job = _Job(request, Sampler(certified, sigma, seed, batch), images, classes, place, journal, progress)
         for method_, streams in zip(request.methods, _STREAMS, strict=False):
             _run_method(job, method_, streams)

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robust.batching import comfortable_batch
 from robust.defenses.smoothing.anytime import Counts
 from robust.randomness import image_seeds
 
 BLOCK = 32
+_CPU_COPIES = 128
 
 
 class Stream(IntEnum):
@@ -98,6 +100,13 @@ class Sampler:
         with torch.no_grad():
             logits = torch.cat([self.network(part) for part in torch.split(copies, self.batch)])
         return logits.argmax(1).where(~logits.isnan().any(1), -1)
+
+
+def copies_at_a_time(network: nn.Module, image: Tensor) -> int:
+    """How many noisy copies of ``image`` (1, C, H, W) to pass forward at a time."""
+    comfortable = comfortable_batch(network, image)
+    # Noise, copies and activations are in use together: on a CPU twice as many take longer for each.
+    return min(comfortable, _CPU_COPIES) if image.device.type == "cpu" else comfortable
 
 
 def _block_seed(image: int, stream: Stream, block: int) -> int:

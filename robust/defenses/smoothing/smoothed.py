@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust.batching import comfortable_batch
-from robust.defenses.smoothing.sampling import Sampler, Stream
+from robust.defenses.smoothing.sampling import Sampler, Stream, copies_at_a_time
 from robust.errors import InputError
 from robust.models import evaluating
 
@@ -70,7 +69,7 @@ class SmoothedClassifier(nn.Module):
             return torch.zeros(0, dtype=torch.int64, device=images.device)
         with evaluating(self.model):
             classes = int(self.model(images[:1]).shape[1])
-            sampler = Sampler(self.model, self.sigma, self.seed, comfortable_batch(self.model, images[:1]))
+            sampler = Sampler(self.model, self.sigma, self.seed, copies_at_a_time(self.model, images[:1]))
             votes = sampler.histogram(images, Stream.PREDICTION, draws, classes)
         first, second = np.sort(votes, axis=1)[:, :-3:-1].T
         sure = [
