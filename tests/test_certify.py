@@ -95,6 +95,13 @@ class TestCertify:
         assert summary.settings.precision == "bfloat16"
         assert certify(network, data, limit=2).model.name == "Sequential"
 
+    def test_bfloat16_of_what_cannot_be_copied_is_one_line(self, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="bfloat16: the model cannot be copied"):
+            robust.certify(
+                lambda images: images.flatten(1)[:, :2], data, sigma=0.25, precision="bfloat16", out=tmp_path / "out"
+            )
+        assert not (tmp_path / "out").exists()
+
     def test_leaves_the_model_and_the_global_state_as_they_were(
         self, model: Halfspace, data: tuple[Tensor, Tensor]
     ) -> None:
@@ -129,6 +136,14 @@ class TestResume:
         assert resumed.attack is not None
         assert whole.attack is not None
         assert resumed.attack.points == whole.attack.points
+
+    def test_a_method_added_later_is_the_one_run_beside(
+        self, model: Halfspace, data: tuple[Tensor, Tensor], tmp_path: Path
+    ) -> None:
+        certify(model, data, method="cohen", out=tmp_path)
+        later = certify(model, data, beside="cohen", out=tmp_path)
+        at_once = certify(model, data, beside="cohen")
+        assert [method.rows for method in later.methods] == [method.rows for method in at_once.methods]
 
     def test_what_is_finished_is_not_drawn_again(self, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
         class Counted(Halfspace):

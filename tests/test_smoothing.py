@@ -80,7 +80,7 @@ class TestCertificates:
                 return logits
 
         sampler, images = Sampler(Watch(), SIGMA, 0, 64), model.at(0.3)
-        for streams in (STREAMS, (Stream.COMPARISON_SELECTION, Stream.COMPARISON)):
+        for streams in (STREAMS, (Stream.COHEN_SELECTION, Stream.COHEN_ESTIMATION)):
             assert len(list(certify_images(sampler, images, 2, CohenTest(SIGMA, 0.001, 320), 64, streams))) == 1
         lost_majority(sampler, images, torch.tensor([0]), 0.001)
         copies = torch.cat(seen)

@@ -28,7 +28,7 @@ Flags = NDArray[np.bool_]
 EARLY = 0.5
 # How often an image may be given up that the test at the horizon would have certified. It costs no alpha.
 GIVE_UP = 0.05
-_FIRST, _GROWTH, _LONGEST, _GRAIN = 64, 8, 4096, 32
+_FIRST, _GROWTH, _LONGEST, _GRAIN = 64, 16, 4096, 32
 
 
 class VoteTest(Protocol):
@@ -139,7 +139,7 @@ class ToleranceTest:
 
 
 def next_draws(draws: int, horizon: int) -> int:
-    """An eighth more than there are, in whole grains, so that a late look costs few draws and looks are few."""
+    """A sixteenth more than there are, in whole grains, so that a late look costs few draws and looks are few."""
     step = max(_FIRST, min(draws // _GROWTH, _LONGEST) // _GRAIN * _GRAIN)
     return min(step, horizon - draws)
 

@@ -37,7 +37,11 @@ from robust.request import choose_device
 from robust.summary import DataRecord, ModelRecord
 
 _GROUP = 64
-_STREAMS = ((Stream.SELECTION, Stream.ESTIMATION), (Stream.COMPARISON_SELECTION, Stream.COMPARISON))
+# Methods on the same images draw for themselves, or their agreement would say little.
+_STREAMS = {
+    "anytime": (Stream.SELECTION, Stream.ESTIMATION),
+    "cohen": (Stream.COHEN_SELECTION, Stream.COHEN_ESTIMATION),
+}
 
 
 def certify(
@@ -110,13 +114,13 @@ def certify(
         name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
         class_names=list(images.class_names),
     )  # fmt: skip
-    journal = Journal(folder and folder / JOURNAL, _identity(request, about_model, about_data, seed, place))
     with evaluating(network):
         certified = _certified_network(network, first, precision)
+        journal = Journal(folder and folder / JOURNAL, _identity(request, about_model, about_data, seed, place))
         batch = copies_at_a_time(network, first[:1])
         job = _Job(request, Sampler(certified, sigma, seed, batch), images, classes, place, journal, progress)
-        for method_, streams in zip(request.methods, _STREAMS, strict=False):
-            _run_method(job, method_, streams)
+        for method_ in request.methods:
+            _run_method(job, method_)
         if attack:
             _run_attack(job, SmoothedClassifier(certified, sigma, seed=seed))
     labels = images.labels.tolist()
@@ -154,7 +158,7 @@ class _Job:
         return self.data.batch(ids).to(self.device), self.data.labels[ids].to(self.device)
 
 
-def _run_method(job: _Job, method: str, streams: tuple[Stream, Stream]) -> None:
+def _run_method(job: _Job, method: str) -> None:
     """Certify every image that the journal does not hold yet."""
     request, count = job.request, len(job.data)
     job.progress.stage(f"{method}  sigma {request.sigma:g}", count)
@@ -164,7 +168,7 @@ def _run_method(job: _Job, method: str, streams: tuple[Stream, Stream]) -> None:
         images, _ = job.load(ids)
         start = time.perf_counter()
         for row, found in certify_images(
-            job.sampler, images, job.classes, request.test(method), request.selection(method), streams
+            job.sampler, images, job.classes, request.test(method), request.selection(method), _STREAMS[method]
         ):
             now = time.perf_counter()
             job.journal.add(method, ids[row], **asdict(found), seconds=now - start)
