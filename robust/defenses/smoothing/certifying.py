@@ -36,7 +36,9 @@ from robust.progress import Progress, Silent
 from robust.request import choose_device
 from robust.summary import DataRecord, ModelRecord
 
-_GROUP = 64
+# Images that are certified together: as many as it takes to fill batches while each is looked at often, and no more,
+# since a kill loses what they have drawn. Cohen's procedure fills them with one.
+_GROUP = {"anytime": 16, "cohen": 1}
 # Methods on the same images draw for themselves, or their agreement would say little.
 _STREAMS = {
     "anytime": (Stream.SELECTION, Stream.ESTIMATION),
@@ -164,7 +166,7 @@ def _run_method(job: _Job, method: str) -> None:
     job.progress.stage(f"{method}  sigma {request.sigma:g}", count)
     open_ = [image for image in range(count) if image not in job.journal.rows(method)]
     job.progress.advance(count - len(open_))
-    for ids in batches(open_, _GROUP):
+    for ids in batches(open_, _GROUP[method]):
         images, _ = job.load(ids)
         start = time.perf_counter()
         for row, found in certify_images(
