@@ -75,7 +75,9 @@ class TestCertify:
         for attacked, point in zip(summary.attack.points[1:], summary.methods[0].points, strict=True):
             assert attacked.standing.numerator >= point.certified.numerator
 
-    def test_a_broken_certificate_stops_with_an_error(self, data: tuple[Tensor, Tensor]) -> None:
+    def test_a_broken_certificate_stops_with_an_error_again_and_again(
+        self, data: tuple[Tensor, Tensor], tmp_path: Path
+    ) -> None:
         class Sly(Halfspace):
             """Keeps its class for the images themselves and gives the other one wherever it is attacked."""
 
@@ -85,8 +87,12 @@ class TestCertify:
                 self.attacked |= images.requires_grad
                 return super().forward(images) * (-1 if self.attacked else 1)
 
-        with pytest.raises(CertificateBroken, match=r"image 0 is certified up to 0.5 .* attack of size 0.1 broke"):
-            certify(Sly().eval(), data, attack=True)
+        broken = r"image 0 is certified up to 0.5 .* attack of size 0.1 broke"
+        with pytest.raises(CertificateBroken, match=broken):
+            certify(Sly().eval(), data, attack=True, out=tmp_path)
+        assert not (tmp_path / "certify.json").exists()
+        with pytest.raises(CertificateBroken, match=broken):
+            certify(Sly().eval(), data, attack=True, out=tmp_path)
 
     def test_bfloat16_is_named_and_certified_as_such(self, data: tuple[Tensor, Tensor]) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 2)).eval()

@@ -192,6 +192,7 @@ def _run_attack(job: _Job, smoothed: SmoothedClassifier) -> None:
         open_ = [image for image in standing if image not in job.journal.rows(kind)]
         job.progress.stage(f"attack  radius {radius:g}", len(standing))
         job.progress.advance(len(standing) - len(open_))
+        _refuse_contradictions(job, radius)  # those of an earlier run that stopped here
         for ids in batches(open_, size):
             images, labels = job.load(ids)
             start = time.perf_counter()
@@ -201,8 +202,7 @@ def _run_attack(job: _Job, smoothed: SmoothedClassifier) -> None:
             seconds = (time.perf_counter() - start) / len(ids)
             for image, lost in zip(ids, broken, strict=True):
                 job.journal.add(kind, image, broken=lost, seconds=seconds)
-                if lost:
-                    _refuse_contradiction(job, image, radius)
+            _refuse_contradictions(job, radius)
             job.progress.advance(len(ids))
         fallen = _broken(job, radius)
         left = len(job.data) - len(fallen)
@@ -224,14 +224,17 @@ def _broken(job: _Job, radius: float) -> set[int]:
     return {image for rows in sizes for image, row in rows.items() if row["broken"]}
 
 
-def _refuse_contradiction(job: _Job, image: int, radius: float) -> None:
+def _refuse_contradictions(job: _Job, radius: float) -> None:
+    """Raises CertificateBroken if an attack of this size broke an image that is certified there or beyond."""
+    broken = [image for image, row in job.journal.rows(attack_kind(radius)).items() if row["broken"]]
     for method in job.request.methods:
-        row = job.journal.rows(method)[image]
-        if row["radius"] > 0 and row["radius"] >= radius and row["prediction"] == int(job.data.labels[image]):
-            raise CertificateBroken(
-                f"image {image} is certified up to {row['radius']:g} ({method}) but an attack of size {radius:g} broke "
-                "it: the model is not deterministic, or this is a bug; no figure of this run can be trusted"
-            )
+        for image in broken:
+            row = job.journal.rows(method)[image]
+            if 0 < row["radius"] >= radius and row["prediction"] == int(job.data.labels[image]):
+                raise CertificateBroken(
+                    f"image {image} is certified up to {row['radius']:g} ({method}) but an attack of size {radius:g} "
+                    "broke it: the model is not deterministic, or this is a bug; no figure of this run can be trusted"
+                )
 
 
 def _certified_network(model: nn.Module, images: Tensor, precision: str) -> nn.Module:
