@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robust.auditing import audit
     from robust.data import ImageSet, load_data
+    from robust.defenses.smoothing import SmoothedClassifier, certify
     from robust.errors import InputError, NoGradientError, RobustError
     from robust.ledger import Ledger
     from robust.models import load_model
@@ -32,16 +33,18 @@ _HOME = {
     "Ledger": "robust.ledger",
     "NoGradientError": "robust.errors",
     "RobustError": "robust.errors",
+    "SmoothedClassifier": "robust.defenses.smoothing",
     "ThreatModel": "robust.threats",
     "audit": "robust.auditing",
+    "certify": "robust.defenses.smoothing",
     "load_data": "robust.data",
     "load_model": "robust.models",
     "write_report": "robust.reports",
 }
 
 __all__ = [
-    "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "ThreatModel", "audit",
-    "load_data", "load_model", "write_report",
+    "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "SmoothedClassifier",
+    "ThreatModel", "audit", "certify", "load_data", "load_model", "write_report",
 ]  # fmt: skip
 
 
