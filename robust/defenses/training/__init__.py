@@ -1,0 +1,41 @@
+"""Training defenses: a method is its loss and its inner attack; loop, guard and checkpoints are shared."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from robust.errors import unknown
+
+if TYPE_CHECKING:
+    from robust.defenses.training.defense import Defense
+
+# The name on the command line: module and class.
+METHODS = {
+    "pgd": ("pgd", "PGDAdversarialTraining"),
+    "trades": ("trades", "TRADES"),
+    "mart": ("mart", "MART"),
+    "free": ("free", "FreeAdversarialTraining"),
+    "fast": ("fast", "FastAdversarialTraining"),
+    "nfgsm": ("nfgsm", "NFGSM"),
+}
+
+
+def method(name: str) -> type[Defense]:
+    """The class of a method by its name. Raises InputError for an unknown one, with the nearest."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    module, attribute = METHODS[name]
+    found: type[Defense] = getattr(import_module(f"{__name__}.{module}"), attribute)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    for module, attribute in METHODS.values():
+        if attribute == name:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(["METHODS", "method", *(attribute for _, attribute in METHODS.values())])
