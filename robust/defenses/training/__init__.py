@@ -18,6 +18,10 @@ METHODS = {
     "free": ("free", "FreeAdversarialTraining"),
     "fast": ("fast", "FastAdversarialTraining"),
     "nfgsm": ("nfgsm", "NFGSM"),
+    "gaussian": ("gaussian", "GaussianTraining"),
+    "smoothadv": ("smoothadv", "SmoothAdv"),
+    "consistency": ("consistency", "ConsistencyTraining"),
+    "distillation": ("distillation", "DefensiveDistillation"),
 }
 
 

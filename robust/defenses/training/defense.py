@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from robust.defenses.training.validation import Held
     from robust.progress import Progress
 
-OPTIMIZERS = {"sgd": 0.05, "adamw": 2e-3}
+OPTIMIZERS = {"sgd": 0.1, "adamw": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Defense(ABC):
     Settings common to all:
         threat: what the model shall withstand, a threat model or text such as ``linf:8/255``.
         epochs, batch_size: passes over the training images; images a step.
-        optimizer: ``sgd`` (Nesterov, momentum 0.9) or ``adamw``. learning_rate: its peak; by default 0.05 or 0.002.
+        optimizer: ``sgd`` (Nesterov, momentum 0.9) or ``adamw``. learning_rate: its peak; by default 0.1 or 0.002.
         weight_decay, schedule: ``one-cycle``, ``cosine`` or ``constant``.
         averaging: the weights that are judged and kept: ``ema`` (with ``decay`` a step), ``swa`` or ``none``.
         awp: size of the adversarial weight perturbation relative to each weight's norm, such as 0.005; 0 for none.

@@ -249,7 +249,7 @@ class _Run:
             noise_scale=self.guard.noise_scale, rollbacks=self.guard.rollbacks, seconds=self.seconds,
         )  # fmt: skip
         self.epochs.append(epoch)
-        if robust > self.best_robust:
+        if robust >= self.best_robust:  # of equals the later: it is trained further, and surer of itself
             self.best_robust, self.best_epoch = robust, number
             self.best = {name: value.detach().clone() for name, value in state.items()}
         left = self.seconds / number * (self.defense.epochs - number)
