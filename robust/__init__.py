@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robust.auditing import audit
     from robust.data import ImageSet, load_data
     from robust.errors import InputError, NoGradientError, RobustError
+    from robust.hardening import harden
     from robust.ledger import Ledger
     from robust.models import load_model
     from robust.reports import write_report
@@ -34,6 +35,7 @@ _HOME = {
     "RobustError": "robust.errors",
     "ThreatModel": "robust.threats",
     "audit": "robust.auditing",
+    "harden": "robust.hardening",
     "load_data": "robust.data",
     "load_model": "robust.models",
     "write_report": "robust.reports",
@@ -41,7 +43,7 @@ _HOME = {
 
 __all__ = [
     "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "ThreatModel", "audit",
-    "load_data", "load_model", "write_report",
+    "harden", "load_data", "load_model", "write_report",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from robust.cli_harden import register as register_harden
 from robust.errors import InputError, OtherAuditError, RobustError, unknown
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ def _first_that_fits(folder: Path, run: Callable[[Path], AuditSummary]) -> tuple
         except OtherAuditError:
             continue
     raise AssertionError("unreachable")
+
+
+register_harden(app)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrobust report robust-audits/demo-1a2b3c4d")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robust.errors import unknown
 
@@ -32,14 +32,3 @@ def method(name: str) -> type[Defense]:
     module, attribute = METHODS[name]
     found: type[Defense] = getattr(import_module(f"{__name__}.{module}"), attribute)
     return found
-
-
-def __getattr__(name: str) -> Any:
-    for module, attribute in METHODS.values():
-        if attribute == name:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(["METHODS", "method", *(attribute for _, attribute in METHODS.values())])

@@ -16,7 +16,8 @@ class Epoch:
 
     loss: mean over the steps. clean: unattacked. robust: by the method's own cheap
     measure (PGD-10), which chooses the best epoch. fgsm and pgd: of the raw weights on the guard's images, null where
-    not measured. rollbacks: by the guard so far. seconds: since the start, pauses left out.
+    not measured. rollbacks: by the guard so far. seconds: since the start, pauses left out; processor: the same in
+    seconds of all the process's threads.
     """
 
     epoch: int
@@ -30,6 +31,7 @@ class Epoch:
     noise_scale: float
     rollbacks: int
     seconds: float
+    processor: float
 
 
 @dataclass(frozen=True)

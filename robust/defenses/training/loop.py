@@ -32,7 +32,7 @@ from robust.request import choose_device
 
 HISTORY = "history.json"
 HELD_SHARE = 0.1
-_CHECKS = 3  # of the guard within an epoch of single steps; its end is the last
+_CHECKS = 2  # of the guard within an epoch of single steps; its end is the last
 
 
 def train_model(
@@ -100,7 +100,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.defense, self.model, self.device, self.progress = defense, model, device, progress
         self.images = Images(data, device)
-        self.held = Held(Images(held, device), defense.ball)
+        self.held = Held(Images(held, device), defense.ball, len(data))
         self.augment = augmentation(defense.augment)
         self.network = Network(model, training_dtype(defense.precision, device))
         self.judged = Network(copy.deepcopy(model), self.network.dtype)
@@ -110,7 +110,7 @@ class _Run:
         self.memory: dict[str, Tensor] = {}
         self.batch_size = min(defense.batch_size, len(self.images))
         self.batches = max(1, len(self.images) // self.batch_size // defense.uses)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.processor = 0, 0.0, 0.0
         self.epochs: list[Epoch] = []
         self.remarks: list[str] = []
         self.stopped = ""
@@ -144,7 +144,7 @@ class _Run:
     # An epoch
 
     def _epoch(self, number: int) -> None:
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         # One seed an epoch: a run that goes on from a checkpoint draws what the unbroken run drew.
         torch.manual_seed(self.defense.seed * 1_000_003 + number)
         self.good = self._weights()
@@ -152,7 +152,7 @@ class _Run:
         loss = self._pass_over()
         gap = None if self.stopped else self._guarded(last=True)
         if gap is not None or not self.stopped:
-            self._judge(number, loss, gap, time.perf_counter() - started)
+            self._judge(number, loss, gap, started, processor)
 
     def _pass_over(self) -> float:
         """All batches of one epoch; the mean loss."""
@@ -234,19 +234,20 @@ class _Run:
 
     # Judgement
 
-    def _judge(self, number: int, loss: float, gap: Gap | None, seconds: float) -> None:
+    def _judge(self, number: int, loss: float, gap: Gap | None, started: float, processor: float) -> None:
         """Measure the averaged weights on the held-out images, note the epoch, keep it if it is the best."""
-        started = time.perf_counter()
         state = self.model.state_dict() if self.average is None else self.average.state
         self.judged.model.load_state_dict(state)
         clean = self.held.clean(self.judged)
         robust = self.defense.robust_accuracy(self.held, self.judged)
-        self.seconds += seconds + time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
+        self.processor += time.process_time() - processor
         epoch = Epoch(
             epoch=number, loss=loss, clean=clean, robust=robust,
             fgsm=None if gap is None else gap.fgsm, pgd=None if gap is None else gap.pgd,
             learning_rate=self.optimizer.param_groups[0]["lr"], step_scale=self.guard.step_scale,
             noise_scale=self.guard.noise_scale, rollbacks=self.guard.rollbacks, seconds=self.seconds,
+            processor=self.processor,
         )  # fmt: skip
         self.epochs.append(epoch)
         if robust >= self.best_robust:  # of equals the later: it is trained further, and surer of itself
@@ -280,6 +281,7 @@ class _Run:
     def _saved(self) -> dict[str, Any]:
         return {
             "weights": self._weights(), "guard": self.guard.saved(), "step": self.step, "seconds": self.seconds,
+            "processor": self.processor,
             "epochs": [asdict(epoch) for epoch in self.epochs], "remarks": self.remarks, "stopped": self.stopped,
             "best": self.best, "best_epoch": self.best_epoch, "best_robust": self.best_robust,
         }  # fmt: skip
@@ -288,6 +290,7 @@ class _Run:
         self._put(content["weights"])
         self.guard = Guard(**content["guard"])
         self.step, self.seconds = content["step"], content["seconds"]
+        self.processor = content["processor"]
         self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
         self.remarks, self.stopped = list(content["remarks"]), content["stopped"]
         self.best, self.best_epoch, self.best_robust = content["best"], content["best_epoch"], content["best_robust"]

@@ -13,9 +13,8 @@ from robust.defenses.training.images import Images
 from robust.threats import ThreatModel
 
 STEPS = 10
-ROBUST_IMAGES = 512
+ROBUST_IMAGES = 512  # at most, and at least the guard's; in between a fortieth of the training images
 GUARD_IMAGES = 128
-CLEAN_IMAGES = 4096
 _BATCH = 128
 
 
@@ -34,22 +33,26 @@ class Gap:
 class Held:
     """The held-out images, a fixed random sample of them for each measure."""
 
-    def __init__(self, images: Images, threat: ThreatModel) -> None:
+    def __init__(self, images: Images, threat: ThreatModel, trained: int) -> None:
         self.images, self.threat = images, threat
+        self.sample = max(GUARD_IMAGES, min(ROBUST_IMAGES, trained // 40))
         self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
 
     def clean(self, network: Network) -> float:
-        """Share classified right, of up to 4,096 images."""
+        """Share classified right, of four times as many images as are attacked."""
         right, total = 0, 0
         with network.still(), torch.no_grad():
-            for images, labels in self._batches(CLEAN_IMAGES):
+            for images, labels in self._batches(4 * self.sample):
                 right += int((network(images).argmax(1) == labels).sum())
                 total += len(labels)
         return right / total
 
-    def under_pgd(self, network: Network, n: int = ROBUST_IMAGES) -> float:
-        """Share of up to ``n`` images that withstand PGD-10, steps of eps / 4 from one random start."""
-        return self._standing(network, PGD(self.threat.eps, norm=self.threat.norm, steps=STEPS), n)
+    def under_pgd(self, network: Network, n: int | None = None) -> float:
+        """Share of ``n`` images that withstand PGD-10, steps of eps / 4 from one random start.
+
+        Of as many as fit the training by default: a fortieth of its images, 128 to 512, so that measuring stays cheap.
+        """
+        return self._standing(network, PGD(self.threat.eps, norm=self.threat.norm, steps=STEPS), n or self.sample)
 
     def gap(self, network: Network, n: int = GUARD_IMAGES) -> Gap:
         fgsm = FGSM(self.threat.eps, norm=self.threat.norm)
