@@ -23,6 +23,7 @@ CARD, README = "card.json", "README.md"
 def write_card(
     folder: Path, *, defense: Defense, name: str, before: AuditSummary, after: AuditSummary, clean: Paired,
     robust: Paired, history: History, parts: Parts, weights: str, command: str | None, use: str,
+    masking: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write card.json and README.md into ``folder``; the content of card.json."""
     import torch
@@ -50,6 +51,7 @@ def write_card(
             "verdict": {"before": before.verdict, "after": after.verdict},
         },
         "remarks": [*history.remarks, *parts.remarks, *_remarks(defense, before, after, robust)],
+        "masking": masking,
         "command": command,
         "use": use,
         "machine": after.machine,

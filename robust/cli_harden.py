@@ -46,6 +46,9 @@ def harden(
     augment: Annotated[
         list[str] | None, typer.Option(help="shift:2, flip, light:0.3, turn:10 or erase:8. Repeatable, in this order.")
     ] = None,
+    temperatures: Annotated[
+        str, typer.Option(help="Of distillation: those at which the report shows what each attack finds.")
+    ] = "1,10,20,50,100",
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better one.")] = None,
     guard: Annotated[bool, typer.Option(help="Roll back on catastrophic overfitting.")] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start from new random weights.")] = False,
@@ -81,8 +84,8 @@ def harden(
             result = run(
                 model, data, validation, test, method=method, threat=threat, out=folder, limit=limit, seed=seed,
                 device=device, budget=seconds, weights=weights, mean=_numbers("--mean", mean),
-                std=_numbers("--std", std), resize=size, trust=trust, command=shlex.join(["robust", *sys.argv[1:]]),
-                progress=progress, **changed,
+                std=_numbers("--std", std), temperatures=_numbers("--temperatures", temperatures) or (), resize=size,
+                trust=trust, command=shlex.join(["robust", *sys.argv[1:]]), progress=progress, **changed,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"robust: stopped; what was computed is in {folder}. Run the same command to go on.", file=sys.stderr)

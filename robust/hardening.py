@@ -17,7 +17,9 @@ from robust.auditing import audit
 from robust.card import write_card
 from robust.comparison import paired_clean, paired_robust
 from robust.data import ImageSet, load_data
+from robust.defenses.masking import TEMPERATURES, temperature_sweep
 from robust.defenses.training.defense import Defense
+from robust.defenses.training.distillation import DefensiveDistillation
 from robust.defenses.training.history import History
 from robust.defenses.training.images import check_training, hold_out
 from robust.defenses.training.spelling import build_defense
@@ -67,6 +69,7 @@ def harden(
     trust: bool = False,
     name: str | None = None,
     command: str | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Hardening:
@@ -83,6 +86,7 @@ def harden(
             call there goes on where it was stopped.
         limit: audit a random sample of so many test images. budget: seconds for each audit.
         seed, device: of the training and of both audits.
+        temperatures: for distillation, those at which the report shows what each attack finds; none for no such figure.
 
     Both audits run the standard list of attacks with the same images, seeds and budget.
 
@@ -117,15 +121,28 @@ def harden(
     hardened.history.write(folder / "history.json")
     _save(hardened.model, folder / WEIGHTS)
     after = audited(hardened.model, AFTER)
+    masking = _masking(defense, network, parts, temperatures, folder, progress)
     with Ledger.open(folder / BEFORE / LEDGER) as first, Ledger.open(folder / AFTER / LEDGER) as second:
         clean, robust = paired_clean(first, second), paired_robust(first, second, threat.text)
     card = write_card(
         folder, defense=defense, name=called, before=before, after=after, clean=clean, robust=robust,
-        history=hardened.history, parts=parts, weights=identify(hardened.model), command=command,
+        history=hardened.history, parts=parts, masking=masking, weights=identify(hardened.model), command=command,
         use=_use(model, network, train if test is None else test, threat, folder),
     )  # fmt: skip
     write_hardening_report(card, hardened.history.record(), before, after, folder / REPORT)
     return Hardening(hardened.model, hardened.history, before, after, card, folder)
+
+
+def _masking(
+    defense: Defense, network: nn.Module, parts: Parts, temperatures: Sequence[float], folder: Path, progress: Progress
+) -> list[dict[str, Any]] | None:
+    """What each attack finds at each temperature; for distillation only."""
+    if not isinstance(defense, DefensiveDistillation) or not temperatures or defense.ball.norm not in ("linf", "l2"):
+        return None
+    given = {*temperatures, defense.temperature}
+    return temperature_sweep(
+        defense, network, parts.train, parts.validation, parts.test, sorted(given), folder / TRAINING, progress
+    )
 
 
 @dataclass(frozen=True)
