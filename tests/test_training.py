@@ -311,7 +311,9 @@ def test_the_guard_knows_collapse_from_a_bad_day() -> None:
 
 
 def test_after_a_collapse_the_model_is_back_and_the_step_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    gaps = iter([Gap(0.5, 0.45)] * 3 + [Gap(0.9, 0.0)] + [Gap(0.5, 0.45)] * 9)
+    monkeypatch.setattr(loop_module, "_EVERY", 2)  # of the four batches of an epoch
+    good, bad = Gap(0.5, 0.45), Gap(0.9, 0.0)
+    gaps = iter([good, good, bad, *[good] * 9])
     monkeypatch.setattr("robust.defenses.training.validation.Held.gap", lambda *_: next(gaps))
     put: list[bool] = []
     original = loop_module._Run._put

@@ -73,6 +73,7 @@ class Defense(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     single_step: ClassVar[bool] = False
     measure: ClassVar[str] = "PGD-10"
+    learns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         threat = ThreatModel.parse(self.threat) if isinstance(self.threat, str) else self.threat
@@ -116,7 +117,7 @@ class Defense(ABC):
         return F.cross_entropy(batch.network(points), batch.labels)
 
     def learn(self, batch: Batch, gradient: Tensor) -> None:  # noqa: B027 (most methods have nothing to learn here)
-        """Told of the loss's gradient at the points after each step, where a batch is used more than once."""
+        """Told of the loss's gradient at the points after each step, where the method ``learns`` from it."""
 
     def robust_accuracy(self, held: Held, network: Network) -> float:
         """The cheap fixed measure that chooses the best epoch, a share."""

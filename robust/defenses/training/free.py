@@ -32,6 +32,7 @@ class FreeAdversarialTraining(Defense):
     source: ClassVar[str] = "Shafahi et al., NeurIPS 2019"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     single_step: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,7 @@ from robust.request import choose_device
 
 HISTORY = "history.json"
 HELD_SHARE = 0.1
-_CHECKS = 2  # of the guard within an epoch of single steps; its end is the last
+_EVERY = 200  # batches of single steps, after which the guard looks; and at the end of each epoch
 
 
 def train_model(
@@ -158,17 +158,19 @@ class _Run:
         """All batches of one epoch; the mean loss."""
         order = torch.randperm(len(self.images))
         total, steps = torch.zeros((), device=self.device), 0
-        marks = {self.batches * part // _CHECKS for part in range(1, _CHECKS)} if self.defense.single_step else set()
+        marks = set(range(_EVERY, self.batches, _EVERY)) if self.defense.single_step else set()
         for place in range(self.batches):
             images, labels = self.images.batch(order[place * self.batch_size : (place + 1) * self.batch_size])
             images = self.augment(images)
             for _ in range(self.defense.uses):
                 total, steps = total + self._step(images, labels), steps + 1
             self.progress.advance(len(labels) * self.defense.uses)
-            if (self.device.type == "cpu" or place % 16 == 0) and not math.isfinite(float(total)):
+            # Elsewhere each look at the loss would wait for the device.
+            looks = self.device.type == "cpu" or place % 16 == 0 or place == self.batches - 1
+            if looks and not math.isfinite(float(total)):
                 self._stop(f"training diverged (the loss is {float(total)}) in epoch {len(self.epochs) + 1}")
                 break
-            if place + 1 in marks and place + 1 < self.batches:
+            if place + 1 in marks:
                 self._guarded(last=False)
                 if self.stopped:
                     break
@@ -178,13 +180,13 @@ class _Run:
         """One step of the optimizer: attack, loss, backward; the loss."""
         defense, guard = self.defense, self.guard
         batch = Batch(
-            self.network, images, labels, defense.ball, guard.step_scale, guard.noise_scale, self.memory,
+            self.network, images, labels, defense.ball, guard.step_scale, guard.noise_scale, self.memory
         )  # fmt: skip
         learning_rate = rate(defense.schedule, self.step, self.total, defense.peak_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         points = defense.attack(batch).detach()
-        points.requires_grad_(defense.uses > 1)
+        points.requires_grad_(defense.learns)
         with perturbed(self.model, lambda: defense.loss(batch, points), defense.awp):
             loss = defense.loss(batch, points)
             self.optimizer.zero_grad(set_to_none=True)
