@@ -70,24 +70,26 @@ def main() -> None:
     add("--out", type=Path, default=Path("runs/distillation"))
     add("--images", type=int, default=8000, help="training images")
     add("--epochs", type=int, default=6)
+    add("--temperatures", default=",".join(f"{temperature:g}" for temperature in TEMPERATURES))
     add("--audit", type=int, default=200, help="test images of the two audits; 0 for none")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     model, train, held, test, threat = {"gtsrb": gtsrb, "mnist": mnist}[chosen.problem](chosen.data, chosen.images)
     defense = DefensiveDistillation(threat, epochs=chosen.epochs)
+    temperatures = [float(text) for text in chosen.temperatures.split(",")]
     start, out = time.perf_counter(), chosen.out / chosen.problem
-    rows = temperature_sweep(defense, model, train, held, test, TEMPERATURES, out, Plain())
+    rows = temperature_sweep(defense, model, train, held, test, temperatures, out, Plain())
     names = list(dict.fromkeys(row["attack"] for row in rows))
     print(f"\n{chosen.problem}, {threat}, {rows[0]['n']} test images, {time.perf_counter() - start:.0f} s\n")
     print(f"| temperature | {' | '.join(names)} | zero gradients | mean logit |")
     print("|" + "---|" * (len(names) + 3))
-    for temperature in TEMPERATURES:
+    for temperature in temperatures:
         own = {row["attack"]: row for row in rows if row["temperature"] == temperature}
         any_row = own[names[0]]
         cells = [f"{100 * own[name]['accuracy']:.0f}" for name in names]
         zeros = f"{100 * any_row['zero_gradients']:.0f} %"
         print(f"| {temperature:g} | {' | '.join(cells)} | {zeros} | {any_row['logit']:.1f} |")
-    for temperature in (TEMPERATURES[0], TEMPERATURES[-1]) if chosen.audit else ():
+    for temperature in (temperatures[0], temperatures[-1]) if chosen.audit else ():
         folder = out / f"temperature-{temperature:g}"
         found = replace(defense, temperature=temperature).fit(model, train, held, out=folder)
         summary = robust.audit(found.model, test, [threat], limit=chosen.audit, out=folder / "audit")

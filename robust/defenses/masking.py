@@ -8,6 +8,7 @@ Source: Carlini and Wagner, S&P 2017, section VIII; Athalye, Carlini and Wagner,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,12 +26,13 @@ from robust.batching import batches
 from robust.data import ImageSet
 from robust.defenses.training.distillation import DefensiveDistillation
 from robust.errors import InputError
-from robust.models import device_of, evaluating
+from robust.models import device_of, evaluating, identify
 from robust.progress import Progress, Silent
 from robust.threats import ThreatModel
 
 CROSS_ENTROPY = "PGD, cross-entropy"
 _CARLINI = "C&W"
+ROWS = "masking.json"
 TEMPERATURES = (1.0, 10.0, 20.0, 50.0, 100.0)
 IMAGES = 100
 _STEPS, _QUERIES, _BATCH = 40, 1000, 100
@@ -143,7 +145,23 @@ def temperature_sweep(
         folder = out / f"temperature-{temperature:g}"
         found = replace(defense, temperature=temperature).fit(model, train, validation, out=folder, progress=progress)
         plain = plain or found.model
-        new = masking_rows(found.model, plain, sample, defense.ball, temperature, defense.seed)
-        progress.line(f"temperature {temperature:g}: " + ", ".join(f"{row.attack} {row.accuracy:.0%}" for row in new))
-        rows += [asdict(row) for row in new]
+        key = [identify(found.model), identify(plain), sample.sha256(), defense.ball.text, temperature, defense.seed]
+        new = _kept(folder / ROWS, key)
+        if new is None:
+            new = [
+                asdict(row) for row in masking_rows(found.model, plain, sample, defense.ball, temperature, defense.seed)
+            ]
+            (folder / ROWS).write_text(json.dumps({"key": key, "rows": new}, indent=2) + "\n", encoding="utf-8")
+        told = ", ".join(f"{row['attack']} {row['accuracy']:.0%}" for row in new)
+        progress.line(f"temperature {temperature:g}: {told}")
+        rows += new
     return rows
+
+
+def _kept(file: Path, key: list[Any]) -> list[dict[str, Any]] | None:
+    """The rows of an earlier run of the same; None where there are none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return list(found["rows"]) if found["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
