@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robust.data import ImageSet, load_data
     from robust.defenses.smoothing import SmoothedClassifier, certify
     from robust.errors import InputError, NoGradientError, RobustError
+    from robust.hardening import harden
     from robust.ledger import Ledger
     from robust.models import load_model
     from robust.reports import write_report
@@ -37,6 +38,7 @@ _HOME = {
     "ThreatModel": "robust.threats",
     "audit": "robust.auditing",
     "certify": "robust.defenses.smoothing",
+    "harden": "robust.hardening",
     "load_data": "robust.data",
     "load_model": "robust.models",
     "write_report": "robust.reports",
@@ -44,7 +46,7 @@ _HOME = {
 
 __all__ = [
     "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "SmoothedClassifier",
-    "ThreatModel", "audit", "certify", "load_data", "load_model", "write_report",
+    "ThreatModel", "audit", "certify", "harden", "load_data", "load_model", "write_report",
 ]  # fmt: skip
 
 

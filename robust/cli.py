@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from robust.cli_harden import register as register_harden
 from robust.errors import InputError, OtherAuditError, RobustError, unknown
 
 if TYPE_CHECKING:
@@ -221,6 +222,9 @@ def certify(
         print(summary.model_dump_json(indent=2))
     else:
         print(f"{certificate_text(summary)}\n\nreport: {folder / REPORT}")
+
+
+register_harden(app)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrobust report robust-audits/demo-1a2b3c4d")
