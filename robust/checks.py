@@ -159,6 +159,22 @@ def queries_find_no_more(tried: int | None, broken: int) -> CheckRecord:
     )  # fmt: skip
 
 
+def transfer_finds_no_more(tried: int | None, broken: int, surrogates: int) -> CheckRecord:
+    """From an attack with the gradients of surrogate models, on images still standing; ``tried`` None: it did not run.
+
+    One success in a hundred images tried is let pass: an honest attack may miss what another happens upon.
+    """
+    passed = None if tried is None else broken <= max(1, round(0.01 * tried))
+    detail = _sentinel("the transfer attack", tried, broken)
+    if not surrogates:
+        detail += ": no surrogate model was named (--surrogate)"
+    return _record(
+        "transfer", "Nothing transfers that gradients missed", passed, detail,
+        "Gradients of another model must not find what the model's own missed. If they do, its own mislead (gradient "
+        "masking) and the true robustness is lower.",
+    )  # fmt: skip
+
+
 def steps_find_no_more(tried: int | None, broken: int, images: int) -> CheckRecord:
     """From a longer run on images still standing; ``images`` counts the audit's, of which one in 100 may change."""
     passed = None if tried is None else broken <= max(1, round(0.01 * images))
@@ -204,8 +220,8 @@ MODEL_CHECKS: tuple[Check, ...] = (
 )
 ATTACK_CHECKS: tuple[Check, ...] = (stronger_attacks_break_more, success_grows_with_eps)
 CHECK_NAMES = (
-    "logits", "deterministic", "batch", "gradients", "unbounded", "order", "growth", "black-box", "converged", "8-bit",
-    "replay",
+    "logits", "deterministic", "batch", "gradients", "unbounded", "order", "growth", "black-box", "transfer",
+    "converged", "8-bit", "replay",
 )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ _CONVERGED = {
     "l1": "apgd-dlr(steps=200)",
     "l0": "fmn(steps=300)",
 }
+_TRANSFER = {"linf": "transfer", "l2": "transfer"}
 _QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
 SENTINEL_IMAGES = 100
 _ON = " on "
@@ -75,16 +76,22 @@ def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
     return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
 
 
-def steps(threat: ThreatModel, attacks: tuple[str, ...] | None, gradients: bool) -> list[Step]:
+def steps(
+    threat: ThreatModel, attacks: tuple[str, ...] | None, gradients: bool, surrogates: bool = False
+) -> list[Step]:
     """The audit's steps: the attacks asked for (None: the standard ones), then the sentinels.
 
     Without useful gradients the black-box attacks are put in front; gradient attacks still run, for what they may find.
+    With surrogate models one sentinel takes its gradients from them, on everything that stands.
     """
     chosen = standard_attacks(threat) if attacks is None else attacks
     if not gradients:
         chosen = _BLACK_BOX[threat.norm] + chosen
     plan = [Step(attack) for attack in dict.fromkeys(chosen)]
     plan.append(Step(_CONVERGED[threat.norm], SENTINEL_IMAGES, "converged"))
+    if threat.norm in _TRANSFER and surrogates:
+        plan = [step for step in plan if step.attack != _TRANSFER[threat.norm]]  # once, and as a sentinel
+        plan.append(Step(_TRANSFER[threat.norm], check="transfer"))
     if threat.norm in _QUERIES and gradients:
         plan.append(Step(_QUERIES[threat.norm], SENTINEL_IMAGES, "black-box"))
     return plan

@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robust import checks
+from robust.attacks import Transfer
 from robust.attacks.registry import build
 from robust.batching import batches
 from robust.counting import CountedModel
@@ -44,6 +45,7 @@ class Job:
     ledger: Ledger
     device: torch.device
     attacks: tuple[str, ...] | None
+    surrogates: tuple[nn.Module, ...]
     seed: int
     batch_size: int
     deadline: float
@@ -64,7 +66,7 @@ class Job:
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
     gradients = _model_checks(job, threat)
-    plan = steps(threat, job.attacks, gradients)
+    plan = steps(threat, job.attacks, gradients, bool(job.surrogates))
     position = 0
     while position < len(plan):
         step = plan[position]
@@ -87,11 +89,14 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
         standing = sorted(random.Random(job.seed).sample(standing, step.limit))
     job.progress.stage(f"{threat.text}  {step.label}", len(standing))
 
-    def attack(images: Tensor, labels: Tensor, ids: list[int]) -> tuple[Confirmed, list[str | None]]:
-        claims = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)(job.counted, images, labels)
+    def attempt(images: Tensor, labels: Tensor, ids: list[int]) -> tuple[Confirmed, list[str | None]]:
+        attack = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)
+        if isinstance(attack, Transfer):
+            attack = replace(attack, surrogates=job.surrogates)
+        claims = attack(job.counted, images, labels)
         return confirm(job.model, images, claims, labels, threat), [step.label] * len(ids)
 
-    runs = _run_batches(job, threat, step.label, standing, attack)
+    runs = _run_batches(job, threat, step.label, standing, attempt)
     broken, seconds = sum(run.broken for run in runs), sum(run.seconds for run in runs)
     tried = sum(run.tried for run in runs)
     problem = next((f"  {run.status}: {run.detail}" for run in runs if run.status != "done"), "")
@@ -220,6 +225,8 @@ def _attack_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
     records.append(checks.steps_find_no_more(tried, broken, len(job.data)))
     tried, broken = _sentinel_result(job, threat, plan, "black-box")
     records.append(checks.queries_find_no_more(tried, broken))
+    tried, broken = _sentinel_result(job, threat, plan, "transfer")
+    records.append(checks.transfer_finds_no_more(tried, broken, len(job.surrogates)))
     if not job.out_of_time:
         again = replay(job.model, job.ledger, threat, job.device, max(1, job.batch_size // 2))
         records.append(checks.evidence_replays(again.replayed, len(again.failed)))

@@ -12,6 +12,7 @@ from robust.attacks.noise import UniformNoise
 from robust.attacks.pgd import PGD
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.square import Square
+from robust.attacks.transfer import Transfer
 
 __all__ = [
     "APGD",
@@ -25,5 +26,6 @@ __all__ = [
     "AutoAttack",
     "SigmaZero",
     "Square",
+    "Transfer",
     "UniformNoise",
 ]
