@@ -14,14 +14,14 @@ _STANDARD = {
     "l0": ("fgsm", "sigma-zero(steps=300)", "pgd(steps=100, restarts=3)"),
 }
 
-# Any one of these, as written in --attacks, is at least the standard list for linf and l2.
+# Any one of these, as written in --attacks, is at least the standard list, where it has a form for the norm.
 _STRONGER = ("auto", "auto(effort='exhaustive')", "autoattack", "autoattack-plus")
 
 # Where no gradient reaches the input, or only zeros: what still works.
 _BLACK_BOX = {
     "linf": ("noise(draws=100)", "square(queries=2000)"),
     "l2": ("noise(draws=100)", "square(queries=2000)"),
-    "l1": ("noise(draws=100)",),
+    "l1": ("noise(draws=100)", "square(queries=2000)"),
     "l0": ("noise(draws=100)",),
 }
 
@@ -33,7 +33,7 @@ _CONVERGED = {
     "l0": "fmn(steps=300)",
 }
 _TRANSFER = {"linf": "transfer", "l2": "transfer"}
-_QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
+_QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)", "l1": "square(queries=500)"}
 SENTINEL_IMAGES = 100
 _ON = " on "
 
@@ -71,7 +71,7 @@ def standard_attacks(threat: ThreatModel) -> tuple[str, ...]:
 
 def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
     """The standard attacks that a user's own list leaves out without having a stronger one in their place."""
-    if threat.norm in ("linf", "l2") and any(attack.replace('"', "'") in _STRONGER for attack in chosen):
+    if any(attack.replace('"', "'") in _STRONGER for attack in chosen):
         return []
     return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from robust.summary import AttackRecord, CheckRecord, Verdict
 
-# Query and transfer attacks exist for linf and l2 alone, and the latter needs a surrogate: the absence of one is stated
-# but spoils nothing. Where it was planned and did not run, the attack itself is incomplete.
+# Square has no l0 form, and a transfer attack needs linf or l2 and a surrogate: the absence of one is stated but spoils
+# nothing. Where it was planned and did not run, the attack itself is incomplete.
 _OPTIONAL = ("black-box", "transfer")
 
 

@@ -136,8 +136,9 @@ def test_bad_text_gets_one_line(text, message):
 @pytest.mark.parametrize(
     ("text", "norm", "message"),
     [
-        ("square", "l0", "square has no l0 form; it supports linf, l2"),
-        ("autoattack", "l1", "autoattack has no l1 form; it supports linf, l2"),
+        ("square", "l0", "square has no l0 form; it supports linf, l2, l1"),
+        ("autoattack", "l0", "autoattack has no l0 form; it supports linf, l2, l1"),
+        ("autoattack-plus", "l1", "not published for l1"),
         ("art:DeepFool", "linf", "art:DeepFool has no linf form; it supports l2"),
         ("foolbox:L1PGD", "l2", "foolbox:L1ProjectedGradientDescentAttack has no l2 form; it supports l1"),
     ],
