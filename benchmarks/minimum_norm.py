@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", default=100, type=int, help="gradient steps of every method")
     parser.add_argument("--batch", default=64, type=int)
     parser.add_argument("--deepfool-cw", action="store_true", help="in l2, also DeepFool and C&W of all libraries")
+    parser.add_argument("--without", default="", help="leave out methods whose name holds one of these, such as FAB")
     parser.add_argument("--norms", default="linf,l2,l1,l0")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -162,6 +163,8 @@ def main() -> None:
         methods = ours(norm, arguments.steps) | adv_lib(norm, arguments.steps)
         if norm == "l2" and arguments.deepfool_cw:
             methods |= deepfool_and_cw()
+        left_out = arguments.without.split(",") if arguments.without else []
+        methods = {name: method for name, method in methods.items() if not any(part in name for part in left_out)}
         results = {
             name: measure(method, model, images, labels, norm, arguments.batch) for name, method in methods.items()
         }
