@@ -58,9 +58,11 @@ def deepfool_and_cw() -> dict[str, Method]:
         ),
     }
     for text in (
-        "foolbox:L2DeepFool", "foolbox:L2CarliniWagner(binary_search_steps=10, steps=100, stepsize=0.05)",
-        "art:DeepFool(max_iter=100)", "art:CarliniL2Method(binary_search_steps=10, max_iter=100, learning_rate=0.05)",
-    ):  # fmt: skip
+        "foolbox:L2DeepFoolAttack(steps=100)",
+        "foolbox:L2CarliniWagner(binary_search_steps=10, steps=100, stepsize=0.05)",
+        "art:DeepFool(max_iter=100)",
+        "art:CarliniL2Method(binary_search_steps=10, max_iter=100, learning_rate=0.05)",
+    ):
         methods[text.partition("(")[0]] = build(text, norm="l2", eps=_WIDEST["l2"], seed=0)
     return methods
 

@@ -11,7 +11,7 @@ from oracles import EPS
 from shortened import SelfTransfer, ShortAutoAttack
 
 from robust import attacks
-from robust.attacks import APGD, DDN, FAB, FGSM, FMN, PGD, Attack, Auto, SigmaZero, Square, UniformNoise
+from robust.attacks import ACG, APGD, DDN, FAB, FGSM, FMN, PGD, Attack, Auto, SigmaZero, Square, UniformNoise
 
 NATIVE = (
     Case("noise", UniformNoise, {"draws": 4}, budgets=("draws",), searches=False),
@@ -22,6 +22,7 @@ NATIVE = (
     Case("apgd-dlr", APGD, {"steps": 10, "loss": "dlr"}, budgets=("restarts",)),
     Case("apgd-t", APGD, {"steps": 10, "loss": "dlr", "n_targets": 3}, budgets=("restarts", "n_targets")),
     Case("apgd-eot", APGD, {"steps": 5, "eot": 2}, {"steps": 10}, budgets=("restarts",)),
+    Case("acg", ACG, {"steps": 10}, budgets=("restarts",)),
     Case("auto", Auto),
     Case("square", Square, {"queries": 80}, {"queries": 1000}, flat=False),
     Case("transfer", SelfTransfer, {"steps": 10, "kernel": 1}, flat=False),

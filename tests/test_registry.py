@@ -18,8 +18,8 @@ from robust.errors import InputError
 def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
     assert list(listed) == [
-        "noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "auto", "square", "transfer", "fab", "fab-t", "fmn",
-        "ddn", "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
+        "noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square", "transfer", "fab", "fab-t",
+        "fmn", "ddn", "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
     ]  # fmt: skip
     for name, info in listed.items():
         attack = type(build(name, norm=info.norms[0], eps=0.1, seed=0))

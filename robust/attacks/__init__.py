@@ -1,5 +1,6 @@
 """Attacks: each a frozen dataclass of its settings, called as ``attack(model, images, labels)``."""
 
+from robust.attacks.acg import ACG
 from robust.attacks.apgd import APGD
 from robust.attacks.auto import Auto
 from robust.attacks.autoattack import AutoAttack
@@ -15,6 +16,7 @@ from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 
 __all__ = [
+    "ACG",
     "APGD",
     "DDN",
     "FAB",

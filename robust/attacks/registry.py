@@ -67,6 +67,7 @@ _NATIVE = {
     "apgd-t": _Native(
         "apgd", "APGD", "the same, towards each of the nine likeliest classes", {"loss": "dlr", "n_targets": 9}
     ),
+    "acg": _Native("acg", "ACG", "the same along conjugate directions, margin"),
     "auto": _Native("auto", "Auto", "the cascade: cheap steps on all, more targets and steps near the boundary"),
     "square": _Native("square", "Square", "random search over squares"),
     "transfer": _Native("transfer", "Transfer", "gradient steps on surrogate models, tried on the model itself"),
