@@ -40,6 +40,7 @@ from robust.request import (
 )
 from robust.running import Job, run_threat
 from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, Settings
+from robust.surrogates import ModelSource, load_surrogates
 from robust.threats import ThreatModel
 
 DEFAULT_THREAT = "linf:8/255"
@@ -52,6 +53,7 @@ def audit(
     threats: Sequence[str | ThreatModel] = (DEFAULT_THREAT,),
     *,
     attacks: Sequence[str] | None = None,
+    surrogates: Sequence[ModelSource] = (),
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -79,6 +81,8 @@ def audit(
         threats: threat models, as objects or text such as ``"linf:8/255"``.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
+        surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
+            and must find nothing that the model's own gradients missed.
         limit: audit a random sample of so many images.
         seed: of the sample and of every attack. The same seed gives the same verdicts on one machine.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
@@ -106,7 +110,7 @@ def audit(
         threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out), precision=check_precision(precision),
     )  # fmt: skip
-    check_attacks(request)
+    check_attacks(request, bool(surrogates))
     check_budget(budget)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
@@ -117,6 +121,7 @@ def audit(
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
+    others = load_surrogates(surrogates, first, classes, request.device, trust)
     size = batch_size or comfortable_batch(network, first[:1])
     predictions = _clean_pass(network, images, request.device, size, progress)
     record = ModelRecord(
@@ -126,13 +131,13 @@ def audit(
         name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
         class_names=list(images.class_names),
     )  # fmt: skip
-    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts))
+    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others)
     with ledger:
         lane = _lane(ledger, network, images, request)
         job = Job(
             model=network, counted=CountedModel(network, None if lane.report.kind == "plain" else lane),
             data=images, ledger=ledger, device=request.device,
-            attacks=request.attacks, seed=seed, batch_size=ledger.meta("batch_size"),
+            attacks=request.attacks, surrogates=others, seed=seed, batch_size=ledger.meta("batch_size"),
             deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
             bpda=fronts,
         )  # fmt: skip
@@ -209,13 +214,14 @@ def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
 
 def _open_ledger(
     request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int,
-    fronts: tuple[str, ...],
+    fronts: tuple[str, ...], surrogates: Sequence[nn.Module],
 ) -> Ledger:  # fmt: skip
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
         "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
         **({"bpda": list(fronts)} if fronts else {}),
+        **({"surrogates": [identify(surrogate) for surrogate in surrogates]} if surrogates else {}),
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
@@ -272,9 +278,11 @@ def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) 
     return None
 
 
-def default_folder(model: str, data: str, threats: Sequence[str], seed: int, limit: int | None) -> Path:
+def default_folder(
+    model: str, data: str, threats: Sequence[str], seed: int, limit: int | None, surrogates: Sequence[str] = ()
+) -> Path:
     """Where the command puts an audit when not told: the same command finds its own audit again."""
-    words = json.dumps([model, data, list(threats), seed, limit]).encode()
+    words = json.dumps([model, data, list(threats), seed, limit, *surrogates]).encode()
     stem = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
     return Path("robust-audits") / f"{stem}-{hashlib.sha256(words).hexdigest()[:8]}"
 

@@ -61,6 +61,13 @@ def audit(
             help="An attack instead of the standard list, such as 'pgd(steps=100)'. Repeatable, cheapest first.",
         ),
     ] = None,
+    surrogate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model like the audited one, named like MODEL: what its gradients find must not fool the audited "
+            "one where its own found nothing. Repeatable."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Audit a random sample of so many images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Stop starting new work after this time: 90s, 10m, 1.5h.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and of every attack.")] = 0,
@@ -117,13 +124,13 @@ def audit(
     from robust.auditing import default_folder
     from robust.progress import terminal_progress
 
-    folder = out or default_folder(model, data, threats, seed, limit)
+    folder = out or default_folder(model, data, threats, seed, limit, surrogate or ())
 
     def run(folder: Path) -> AuditSummary:
         with terminal_progress() as progress:
             return run_audit(
-                model, data, threats, attacks=attacks, limit=limit, seed=seed, device=device, batch_size=batch_size,
-                budget=seconds, precision=precision, out=folder, weights=weights,
+                model, data, threats, attacks=attacks, surrogates=surrogate or (), limit=limit, seed=seed,
+                device=device, batch_size=batch_size, budget=seconds, precision=precision, out=folder, weights=weights,
                 mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size, trust=trust,
                 bpda=bpda or (), command=_command(), progress=progress,
             )  # fmt: skip
