@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks import auto_l0, auto_l1
 from robust.attacks.base import Attack, Goal, Knowledge, Loss, Model, check_classes, loss_and_gradient
 from robust.attacks.losses import margin
 from robust.errors import unknown
@@ -47,7 +48,8 @@ class Auto(Attack):
        margin over dual norm of its gradient at the best point, is a small share of eps. That share does not depend on
        the other images, so results do not depend on batching.
 
-    Every run follows the steepest ascent with a quarter of momentum and steps that fall from 2 eps to 0 along a cosine;
+    In l1 and l0 the phases are others: :mod:`robust.attacks.auto_l1` and :mod:`robust.attacks.auto_l0`. In linf and l2
+    every run follows the steepest ascent with a quarter of momentum and steps that fall from 2 eps to 0 along a cosine;
     success is read off the gradient's own forward pass, and a solved image leaves at once. With ``targets`` in the call
     only runs towards them are made, as many per phase as the phase has targets.
 
@@ -63,7 +65,7 @@ class Auto(Attack):
     effort: str = "standard"
 
     name: ClassVar[str] = "auto"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "this project, after PMA, MM, MALT and A3"
 
@@ -74,6 +76,9 @@ class Auto(Attack):
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         logits = model(images)
         check_classes(logits, goal)
+        if self.norm in ("l1", "l0"):
+            run = auto_l1.run if self.norm == "l1" else auto_l0.run
+            return run(model, images, goal, eps, logits, self.effort)
         search = _Search(model, self.geometry, images, goal, eps, seeds, logits)
         for number, phase in enumerate(EFFORT[self.effort]):
             index = search.standing()
