@@ -126,7 +126,7 @@ def load(name: str, folder: Path, scratch: Path, n: int) -> tuple[nn.Module, Ima
     data = load_data(scratch / f"{source}_test.npz")
     examples = Path(__file__).resolve().parent.parent / "examples"
     spec = f"{examples / 'gtsrb_model.py'}:load_model" if name == "gtsrb" else f"{folder / 'zoo.py'}:{name}"
-    return load_model(spec).requires_grad_(False), data.limited(min(n, len(data)), 0)
+    return load_model(spec).requires_grad_(False), data.take(range(min(n, len(data))))
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("ROBUST_DATA"), help="folder of export.py and zoo.py")
     parser.add_argument("--models", default=",".join(EPS))
     parser.add_argument("--norms", default="l1,l0")
-    parser.add_argument("--n", type=int, default=200, help="images, drawn at random from the test set with seed 0")
+    parser.add_argument("--n", type=int, default=200, help="the first n images of the test set")
     parser.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
     if not arguments.data:

@@ -10,11 +10,11 @@ from robust.threats import ThreatModel
 _STANDARD = {
     "linf": ("fgsm", "auto"),
     "l2": ("fgsm", "auto"),
-    "l1": ("fgsm", "pgd(steps=20)", "apgd-ce(steps=100)", "apgd-t(steps=50)"),
-    "l0": ("fgsm", "sigma-zero(steps=300)", "pgd(steps=100, restarts=3)"),
+    "l1": ("fgsm", "auto"),
+    "l0": ("fgsm", "auto"),
 }
 
-# Any one of these, as written in --attacks, is at least the standard list for linf and l2.
+# Any one of these, as written in --attacks, is at least the standard list.
 _STRONGER = ("auto", "auto(effort='exhaustive')", "autoattack", "autoattack-plus")
 
 # Where no gradient reaches the input, or only zeros: what still works.
@@ -70,7 +70,7 @@ def standard_attacks(threat: ThreatModel) -> tuple[str, ...]:
 
 def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
     """The standard attacks that a user's own list leaves out without having a stronger one in their place."""
-    if threat.norm in ("linf", "l2") and any(attack.replace('"', "'") in _STRONGER for attack in chosen):
+    if any(attack.replace('"', "'") in _STRONGER for attack in chosen):
         return []
     return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
 

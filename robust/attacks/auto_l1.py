@@ -11,15 +11,15 @@ from robust.attacks.seen import Phase, Seen, cascade
 from robust.threats import NORMS
 
 EFFORT: dict[str, tuple[Phase, ...]] = {
-    "quick": (Phase(20), Phase(20, 2, 3)),
-    "standard": (Phase(20), Phase(30, 3, 3), Phase(40, 0, 10), Phase(60, 6, 3, within=0.2)),
-    "exhaustive": (
+    "quick": (Phase(20), Phase(30, 2, 3)),
+    "standard": (
         Phase(20),
-        Phase(40, 9, 3),
-        Phase(60, 0, 10),
-        Phase(80, 9, 3, within=0.5),
-        Phase(160, 9, 10, within=0.2),
+        Phase(50, 3, 3),
+        Phase(60, 0, 100),
+        Phase(60, 3, 100, within=0.5),
+        Phase(80, 6, 3, within=0.1),
     ),
+    "exhaustive": (Phase(20), Phase(60, 9, 3), Phase(60, 0, 100), Phase(60, 9, 100), Phase(160, 9, 3, within=0.2)),
 }
 
 
