@@ -89,9 +89,8 @@ def main() -> None:
     if not arguments.data:
         sys.exit("give --data, or set ROBUST_DATA")
     folder, seeds = Path(arguments.data), [int(seed) for seed in arguments.seeds.split(",")]
-    print(
-        f"n = {arguments.n}, linf, AutoAttack seed 0, precision {arguments.precision}, {torch.get_num_threads()} threads; ratio: AutoAttack over auto"
-    )
+    print(f"n = {arguments.n}, linf, AutoAttack seed 0, precision {arguments.precision}, {torch.get_num_threads()} "
+          "threads; ratio: AutoAttack over auto")  # fmt: skip
     print(f"{'model':<24}{'attack':<13}{'robust':>8}{'only':>6}{'forward':>9}{'ratio':>7}{'backward':>10}{'ratio':>7}"
           f"{'seconds':>9}{'ratio':>7}")  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:

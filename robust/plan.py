@@ -10,8 +10,8 @@ from robust.threats import ThreatModel
 _STANDARD = {
     "linf": ("fgsm", "auto"),
     "l2": ("fgsm", "auto"),
-    "l1": ("fgsm", "pgd(steps=20)", "apgd-ce(steps=100)", "apgd-t(steps=50)"),
-    "l0": ("fgsm", "sigma-zero(steps=300)", "pgd(steps=100, restarts=3)"),
+    "l1": ("fgsm", "auto"),
+    "l0": ("fgsm", "auto"),
 }
 
 # Any one of these, as written in --attacks, is at least the standard list, where it has a form for the norm.

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks import auto_l0, auto_l1
 from robust.attacks.base import (
     Attack,
     Goal,
@@ -21,6 +22,7 @@ from robust.attacks.base import (
     loss_and_gradient,
 )
 from robust.attacks.losses import margin
+from robust.attacks.seen import lead, probability_margin
 from robust.errors import unknown
 from robust.threats import Norm
 
@@ -65,7 +67,8 @@ class Auto(Attack):
        margin over dual norm of its gradient at the best point, is a small share of eps. That share does not depend on
        the other images, so results do not depend on batching.
 
-    Every run follows the steepest ascent with a quarter of momentum and steps that fall from 2 eps to 0 along a cosine;
+    In l1 and l0 the phases are others: :mod:`robust.attacks.auto_l1` and :mod:`robust.attacks.auto_l0`. In linf and l2
+    every run follows the steepest ascent with a quarter of momentum and steps that fall from 2 eps to 0 along a cosine;
     success is read off the gradient's own forward pass, and a solved image leaves at once. With ``targets`` in the call
     only runs towards them are made, as many per phase as the phase has targets.
 
@@ -81,7 +84,7 @@ class Auto(Attack):
     effort: str = "standard"
 
     name: ClassVar[str] = "auto"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "this project, after PMA, MM, MALT and A3"
     uses_lane: ClassVar[bool] = True
@@ -93,6 +96,9 @@ class Auto(Attack):
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         logits = exact(model)(images)
         check_classes(logits, goal)
+        if self.norm in ("l1", "l0"):
+            run = auto_l1.run if self.norm == "l1" else auto_l0.run
+            return run(exact(model), images, goal, eps, logits, self.effort)
         search = _Search(model, self.geometry, images, goal, eps, seeds, logits)
         index = search.standing()
         for number, phase in enumerate(EFFORT[self.effort]):
@@ -116,12 +122,12 @@ class Auto(Attack):
             # Few images: all their runs side by side, since a step on few images costs almost what it does on many.
             rows, turn = index.repeat_interleave(ranked.shape[1]), torch.arange(ranked.shape[1], device=index.device)
             aim = Goal(search.goal.labels[rows], ranked.flatten())
-            search.climb(rows, aim, _lead, phase.steps, stream, turn.repeat(len(index)))
+            search.climb(rows, aim, lead, phase.steps, stream, turn.repeat(len(index)))
             return
         for rank in range(ranked.shape[1]):
             left = search.unsolved[index]
             aim = Goal(search.goal.labels[index[left]], ranked[left, rank])
-            search.climb(index[left], aim, _lead, phase.steps, stream + 8 * rank)
+            search.climb(index[left], aim, lead, phase.steps, stream + 8 * rank)
 
 
 # Sets the turns of one image apart; any odd number far from 1 does.
@@ -205,17 +211,3 @@ class _Search:
         self.best[index[better]], self.best_margin[index[better]] = points[better], values[better]
         self.unsolved[index[solved]] = False
         return bool(solved.any())
-
-
-def probability_margin(logits: Tensor, goal: Goal) -> Tensor:
-    """max_{i != y} p_i - p_y. Source: Xie et al., CVPR 2025."""
-    probabilities = logits.softmax(1)
-    others = probabilities.scatter(1, goal.labels[:, None], -torch.inf)
-    return others.amax(1) - probabilities.gather(1, goal.labels[:, None]).squeeze(1)
-
-
-def _lead(logits: Tensor, goal: Goal) -> Tensor:
-    """z_t - z_y."""
-    assert goal.targets is not None
-    found = logits.gather(1, torch.stack([goal.targets, goal.labels], 1))
-    return found[:, 0] - found[:, 1]
