@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Goal, Loss, Model
-from robust.attacks.seen import Phase, Seen, cascade
+from robust.attacks.base import Goal, Model
+from robust.attacks.seen import Phase, Run, Seen, cascade
 from robust.threats import NORMS, per_image
 
 # A widest of 1 stands for runs that swap values; runs that start wider thin out.
@@ -17,26 +17,27 @@ EFFORT: dict[str, tuple[Phase, ...]] = {
 }
 
 
-def run(model: Model, images: Tensor, goal: Goal, eps: Tensor, logits: Tensor, effort: str) -> Tensor:
+def search(model: Model, images: Tensor, goal: Goal, eps: Tensor, logits: Tensor, effort: str) -> Tensor:
     """The best points found, (N, C, H, W); ``logits`` are those of the images."""
     seen = Seen(model, NORMS["l0"], images, goal, eps, logits)
     cascade(seen, EFFORT[effort], _climb, _distance)
     return seen.best
 
 
-def _climb(seen: Seen, phase: Phase, index: Tensor, aim: Goal, loss: Loss) -> None:
+def _climb(seen: Seen, phase: Phase, run: Run) -> None:
     if phase.widest == 1:
-        _swap(seen, phase, index, aim, loss)
+        _swap(seen, phase, run)
     else:
-        _thin(seen, phase, index, aim, loss)
+        _thin(seen, phase, run)
 
 
-def _swap(seen: Seen, phase: Phase, index: Tensor, aim: Goal, loss: Loss) -> None:
+def _swap(seen: Seen, phase: Phase, run: Run) -> None:
     """Goes, step by step, to the best point of the ball for the linear function with the mean of past gradients."""
+    index, aim = run.index, run.aim
     images, eps = seen.images[index], seen.eps[index]
     points, mean = images, torch.zeros_like(images)
     for _ in range(phase.steps):
-        gradient = _scaled(seen.gradient(index, points, aim, loss))
+        gradient = _scaled(seen.gradient(index, points, aim, run.loss))
         keep = seen.unsolved[index]
         if not bool(keep.all()):
             index, images, eps, aim = index[keep], images[keep], eps[keep], aim[keep]
@@ -48,17 +49,18 @@ def _swap(seen: Seen, phase: Phase, index: Tensor, aim: Goal, loss: Loss) -> Non
     seen.look(index, points)
 
 
-def _thin(seen: Seen, phase: Phase, index: Tensor, aim: Goal, loss: Loss) -> None:
+def _thin(seen: Seen, phase: Phase, run: Run) -> None:
     """From many changed values to eps of them: Adam's steps, after which the values that matter least are undone.
 
     A change matters by its size times the root of the mean square of its gradients. What the eps most important
     changes do alone is looked at in each step.
     """
+    index, aim = run.index, run.aim
     images, eps = seen.images[index], seen.eps[index]
     points, mean, square = images, torch.zeros_like(images), torch.zeros_like(images)
     most = (phase.widest * eps).clamp_max(images[0].numel()).maximum(eps)
     for step in range(phase.steps):
-        gradient = _scaled(seen.gradient(index, points, aim, loss))
+        gradient = _scaled(seen.gradient(index, points, aim, run.loss))
         keep = seen.unsolved[index]
         if not bool(keep.all()):
             index, images, eps, aim, most = index[keep], images[keep], eps[keep], aim[keep], most[keep]

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from robust.attacks.base import Goal, Loss, Model
-from robust.attacks.seen import Phase, Seen, cascade
+from robust.attacks.base import Goal, Model
+from robust.attacks.seen import Phase, Run, Seen, cascade
 from robust.threats import NORMS
 
 EFFORT: dict[str, tuple[Phase, ...]] = {
@@ -23,19 +23,20 @@ EFFORT: dict[str, tuple[Phase, ...]] = {
 }
 
 
-def run(model: Model, images: Tensor, goal: Goal, eps: Tensor, logits: Tensor, effort: str) -> Tensor:
+def search(model: Model, images: Tensor, goal: Goal, eps: Tensor, logits: Tensor, effort: str) -> Tensor:
     """The best points found, (N, C, H, W); ``logits`` are those of the images."""
     seen = Seen(model, NORMS["l1"], images, goal, eps, logits)
     cascade(seen, EFFORT[effort], _climb, _distance)
     return seen.best
 
 
-def _climb(seen: Seen, phase: Phase, index: Tensor, aim: Goal, loss: Loss) -> None:
+def _climb(seen: Seen, phase: Phase, run: Run) -> None:
     """One run from the image, ascending; an image may stand at ``index`` more than once, with an aim each."""
-    geometry, images, eps = seen.geometry, seen.images[index], seen.eps[index]
+    index, aim, geometry = run.index, run.aim, seen.geometry
+    images, eps = seen.images[index], seen.eps[index]
     points = previous = images
     for step in range(phase.steps):
-        gradient = seen.gradient(index, points, aim, loss)
+        gradient = seen.gradient(index, points, aim, run.loss)
         keep = seen.unsolved[index]
         if not bool(keep.all()):
             index, images, eps, aim = index[keep], images[keep], eps[keep], aim[keep]

@@ -9,24 +9,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Goal, Loss, Model, loss_and_gradient
+from robust.attacks.base import Goal, Loss, Model, exact, fooled, loss_and_gradient
 from robust.attacks.losses import margin
 from robust.threats import Norm
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase, run on the images still standing that lie near enough to the boundary.
+    """One phase, run on those images of the phase before that still stand and lie near enough to the boundary.
 
     steps: gradient steps of a run; targets: runs, towards the classes that came nearest so far, in that order (0: one
     untargeted run); widest: the radius of the ball that a run starts in, in eps; within: only images whose distance to
-    the boundary, to first order, is below this share of eps (inf: all).
+    the boundary, to first order, is below this share of eps (inf: all); exact: gradients from the model itself and not
+    from a fast copy, whose rounding matters where the boundary is near.
     """
 
     steps: int
     targets: int = 0
     widest: float = 1.0
     within: float = math.inf
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a phase, over the images at the positions ``index``, which may name one more than once.
+
+    aim: what the loss looks at, one for each position; turn: which of its image's positions each is; stream: the same
+    for no other run of the call, for those who draw random numbers.
+    """
+
+    index: Tensor
+    aim: Goal
+    loss: Loss
+    turn: Tensor
+    stream: int
 
 
 class Seen:
@@ -34,16 +51,19 @@ class Seen:
 
     ``best`` (N, C, H, W): inside ball and box, the point that fools the model, else that of highest margin;
     ``unsolved`` (N,) bool; ``lead`` (N, K): the highest z_t - z_y of each class at any point visited, in the ball or
-    not. Runs may leave the ball on their way; what they find counts only inside.
+    not. Runs may leave the ball on their way, where ``strays`` says so; what they find counts only inside.
     """
 
-    def __init__(self, model: Model, geometry: Norm, images: Tensor, goal: Goal, eps: Tensor, logits: Tensor) -> None:
+    def __init__(
+        self, model: Model, geometry: Norm, images: Tensor, goal: Goal, eps: Tensor, logits: Tensor, strays: bool = True
+    ) -> None:
+        self.strays = strays
         self.model, self.geometry, self.images, self.goal, self.eps = model, geometry, images, goal, eps
         self.best = images.clone()
         self.best_margin = torch.full_like(logits[:, 0], -torch.inf)
         self.lead = torch.full_like(logits, -torch.inf)
         self.unsolved = eps > 0
-        self._note(torch.arange(len(images), device=images.device), images, logits)
+        self._note(torch.arange(len(images), device=images.device), images, logits, goal.met(logits))
 
     def standing(self) -> Tensor:
         """Positions of the images that nothing has broken."""
@@ -59,25 +79,29 @@ class Seen:
     def gradient(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> Tensor:
         """The loss's gradient at points of the images at ``index``, without NaN; what they show is noted."""
         _, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
-        self._note(index, points, logits)
+        self._note(index, points, logits, fooled(self.model, points, self.goal[index], logits))
         return gradient.nan_to_num()
 
     def look(self, index: Tensor, points: Tensor) -> None:
         """A forward pass alone."""
-        self._note(index, points, self.model(points))
+        logits = exact(self.model)(points)
+        self._note(index, points, logits, self.goal[index].met(logits))
 
     def margin_at_best(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The margin at the best points, (n,), and its gradient; nothing is noted."""
-        values, _, gradient = loss_and_gradient(self.model, self.best[index], self.goal[index], margin)
+        values, _, gradient = loss_and_gradient(exact(self.model), self.best[index], self.goal[index], margin)
         return values, gradient.nan_to_num()
 
-    def _note(self, index: Tensor, points: Tensor, logits: Tensor) -> None:
+    def _note(self, index: Tensor, points: Tensor, logits: Tensor, solved: Tensor) -> None:
         goal = self.goal[index]
         lead = logits - logits.gather(1, goal.labels[:, None])
         self.lead.scatter_reduce_(0, index[:, None].expand_as(lead), lead, "amax")
-        inside = self.geometry.contains(points, self.images[index], self.eps[index])
-        solved = goal.met(logits) & inside
-        values = margin(logits, goal).masked_fill(~inside, -torch.inf).masked_fill(solved, torch.inf)
+        values = margin(logits, goal)
+        if self.strays:
+            inside = self.geometry.contains(points, self.images[index], self.eps[index])
+            solved = solved & inside
+            values = values.masked_fill(~inside, -torch.inf)
+        values = values.masked_fill(solved, torch.inf)
         highest = torch.full_like(self.best_margin, -torch.inf).scatter_reduce_(0, index, values, "amax")
         better = ((values > self.best_margin[index]) & (values == highest[index])).nonzero().squeeze(1)
         # An image may have several rows, one after another; of equals the first is taken.
@@ -86,37 +110,43 @@ class Seen:
         self.unsolved[index[solved]] = False
 
 
-# One run of a phase: over the images at the positions given, which may name one more than once, with an aim each.
-Climb = Callable[[Seen, Phase, Tensor, Goal, Loss], None]
+Climb = Callable[[Seen, Phase, Run], None]
 # How far the boundary is from the best points of the images at the positions given, (n,), in the norm's unit.
 Distance = Callable[[Seen, Tensor], Tensor]
 
 
 def cascade(seen: Seen, phases: Sequence[Phase], climb: Climb, distance: Distance) -> None:
     """The phases one after another, each on what still stands."""
-    for phase in phases:
-        index = seen.standing()
+    model, index = seen.model, seen.standing()
+    for number, phase in enumerate(phases):
+        # An image that a phase left out has not moved since, so it is not asked about again.
+        index = index[seen.unsolved[index]]
+        seen.model = exact(model) if phase.exact else model
         if math.isfinite(phase.within) and len(index):
             index = index[distance(seen, index) < phase.within * seen.eps[index]]
-        for rows, aim, loss in _runs(seen, phase, index):
-            climb(seen, phase, rows, aim, loss)
+        for run in _runs(seen, phase, index, _MOST_RUNS * number):
+            climb(seen, phase, run)
 
 
-def _runs(seen: Seen, phase: Phase, index: Tensor) -> Iterator[tuple[Tensor, Goal, Loss]]:
+_MOST_RUNS = 100
+
+
+def _runs(seen: Seen, phase: Phase, index: Tensor, stream: int) -> Iterator[Run]:
     if phase.targets == 0 and seen.goal.targets is None:
         if len(index):
-            yield index, seen.goal[index], probability_margin
+            yield Run(index, seen.goal[index], probability_margin, torch.zeros_like(index), stream)
         return
     # The call's own target is to be the highest logit of all, not just higher than the label's.
     loss = lead if seen.goal.targets is None else margin
     ranked = seen.targets(index, max(phase.targets, 1))
     # Few images: all their runs side by side, since a step on few images costs almost what it does on many.
     parts = [ranked] if math.isfinite(phase.within) else [ranked[:, rank, None] for rank in range(ranked.shape[1])]
-    for part in parts:
-        left = seen.unsolved[index]
-        rows = index[left].repeat_interleave(part.shape[1])
+    for number, part in enumerate(parts):
+        left, each = seen.unsolved[index], part.shape[1]
+        rows = index[left].repeat_interleave(each)
         if len(rows):
-            yield rows, Goal(seen.goal.labels[rows], part[left].flatten()), loss
+            turn = torch.arange(each, device=rows.device).repeat(len(rows) // each)
+            yield Run(rows, Goal(seen.goal.labels[rows], part[left].flatten()), loss, turn, stream + number)
 
 
 def lead(logits: Tensor, goal: Goal) -> Tensor:
