@@ -193,7 +193,7 @@ def _open_ledger(
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
         "attacks": request.attacks and list(request.attacks), "seed": request.seed,
-        **({"bpda": list(fronts)} if fronts else {}),
+        "bpda": list(fronts) or None,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():

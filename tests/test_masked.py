@@ -11,6 +11,7 @@ from subjects import LinearModel, Masked, distances, images_of
 from torch import Tensor, nn
 
 import robust
+from robust.auditing import verify_audit
 from robust.checks import CATALOG, CHECK_NAMES, sample_size
 from robust.checks.catalog import table
 from robust.draws import Averaged, Voting
@@ -181,6 +182,20 @@ class TestDraws:
         assert not bool(Voting(Fair(), 0, clear=False)(images).isnan().any())
         sure = Voting(LinearModel(), 0)(images_of(LinearModel())[0])
         assert torch.equal(sure.argmax(1), LinearModel()(images_of(LinearModel())[0]).argmax(1))
+
+
+def test_an_audit_of_a_random_model_can_be_verified_and_gone_on_with(tmp_path: Path) -> None:
+    images, labels = images_of(LinearModel(), n=12, wrong=1)
+    model = fronts.Front(fronts.Noise(0.002))
+    first = robust.audit(model, (images, labels), ["l1:0.12"], attacks=["fgsm"], out=tmp_path / "out")
+    again = robust.audit(model, (images, labels), ["l1:0.12"], attacks=["fgsm"], out=tmp_path / "out")
+    assert again.threats == first.threats
+    assert len(first.threats[0].curve) > 1
+    outcome = verify_audit(tmp_path / "out", model)["l1:0.12"]
+    assert outcome.replayed >= 5
+    assert len(outcome.failed) <= 1
+    with pytest.raises(InputError, match="another bpda"):
+        robust.audit(model, (images, labels), ["l1:0.12"], attacks=["fgsm"], out=tmp_path / "out", bpda=["preprocess"])
 
 
 @pytest.mark.slow
