@@ -63,8 +63,8 @@ def assemble(
         score=audit_score({result.threat.text: result.score for result in results}),
         warnings=subject.warnings,
         seconds=sum(result.cost.seconds for result in results),
-        machine=_machine(),
-        versions=_versions(),
+        machine=machine(),
+        versions=versions(),
     )
 
 
@@ -168,7 +168,7 @@ def _checks(
     ]  # fmt: skip
 
 
-def _machine() -> str:
+def machine() -> str:
     import os
 
     import torch
@@ -177,7 +177,7 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {device}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("robust", "torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "numpy"):
         try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from robust.data import ImageSet, load_data
 from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
+from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
 from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model, parameter_count
 from robust.plan import standard_attacks
@@ -32,14 +34,17 @@ from robust.request import (
     check_attacks,
     check_budget,
     check_folder,
+    check_precision,
     choose_device,
     parse_threats,
 )
 from robust.running import Job, run_threat
 from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, Settings
+from robust.surrogates import ModelSource, load_surrogates
 from robust.threats import ThreatModel
 
 DEFAULT_THREAT = "linf:8/255"
+_CALIBRATION = 64
 
 
 def audit(
@@ -48,11 +53,13 @@ def audit(
     threats: Sequence[str | ThreatModel] = (DEFAULT_THREAT,),
     *,
     attacks: Sequence[str] | None = None,
+    surrogates: Sequence[ModelSource] = (),
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
     budget: float | None = None,
+    precision: str = "auto",
     out: str | Path | None = None,
     weights: str | Path | None = None,
     mean: Sequence[float] | None = None,
@@ -74,11 +81,16 @@ def audit(
         threats: threat models, as objects or text such as ``"linf:8/255"``.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
+        surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
+            and must find nothing that the model's own gradients missed.
         limit: audit a random sample of so many images.
         seed: of the sample and of every attack. The same seed gives the same verdicts on one machine.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
         batch_size: images at a time; by default from the model's largest activation.
         budget: seconds after which no new batch is started; what was left undone makes the verdict inconclusive.
+        precision: how attacks may search: ``auto`` (the fastest copy of the model that agrees with it, down to the
+            model itself), ``float32`` (never in bfloat16) or ``plain`` (the model itself). What they find is always
+            decided by the model itself, in float32.
         out: folder for `audit.json`, `report.html` and `ledger.sqlite`; None keeps nothing on disk. An audit of the
             same things there is resumed.
         weights, mean, std, trust: see :func:`robust.load_model`; resize, class_names: see :func:`robust.load_data`.
@@ -96,9 +108,9 @@ def audit(
     progress = progress or Silent()
     request = Request(
         threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
-        device=choose_device(device), out=check_folder(out),
+        device=choose_device(device), out=check_folder(out), precision=check_precision(precision),
     )  # fmt: skip
-    check_attacks(request)
+    check_attacks(request, bool(surrogates))
     check_budget(budget)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
@@ -109,6 +121,7 @@ def audit(
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
+    others = load_surrogates(surrogates, first, classes, request.device, trust)
     size = batch_size or comfortable_batch(network, first[:1])
     predictions = _clean_pass(network, images, request.device, size, progress)
     record = ModelRecord(
@@ -118,11 +131,13 @@ def audit(
         name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
         class_names=list(images.class_names),
     )  # fmt: skip
-    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts))
+    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others)
     with ledger:
+        lane = _lane(ledger, network, images, request)
         job = Job(
-            model=network, counted=CountedModel(network), data=images, ledger=ledger, device=request.device,
-            attacks=request.attacks, seed=seed, batch_size=ledger.meta("batch_size"),
+            model=network, counted=CountedModel(network, None if lane.report.kind == "plain" else lane),
+            data=images, ledger=ledger, device=request.device,
+            attacks=request.attacks, surrogates=others, seed=seed, batch_size=ledger.meta("batch_size"),
             deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
             bpda=fronts,
         )  # fmt: skip
@@ -131,6 +146,7 @@ def audit(
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
             attacks=_names(request), standard_attacks=request.attacks is None,
+            lane=lane.report.kind, lane_detail=lane.report.detail,
             command=command or _call(record.name, described.name, request, limit),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
@@ -170,6 +186,17 @@ def _clean_pass(
     return rows
 
 
+def _lane(ledger: Ledger, model: nn.Module, data: ImageSet, request: Request) -> Lane:
+    """The fast copy that attacks search with. Its kind rests on a timing and so is kept for a resumed audit."""
+    ids = [row.id for row in ledger.images() if row.correct][: min(_CALIBRATION, ledger.meta("batch_size"))]
+    images, labels = data.batch(ids).to(request.device), data.labels[ids].to(request.device)
+    lane = make_lane(model, images, labels, precision=request.precision, kind=ledger.meta("lane"))
+    if ledger.meta("lane") is None:
+        ledger.set_meta("lane", lane.report.kind)
+        ledger.set_meta("lane detail", lane.report.detail)
+    return Lane(model, lane.network, replace(lane.report, detail=ledger.meta("lane detail")))
+
+
 def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
     """What the owner of the model should hear at once, beside the verdict."""
     warnings = []
@@ -187,13 +214,14 @@ def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
 
 def _open_ledger(
     request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int,
-    fronts: tuple[str, ...],
+    fronts: tuple[str, ...], surrogates: Sequence[nn.Module],
 ) -> Ledger:  # fmt: skip
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
-        "attacks": request.attacks and list(request.attacks), "seed": request.seed,
+        "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
         "bpda": list(fronts) or None,
+        "surrogates": [identify(surrogate) for surrogate in surrogates] or None,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
@@ -227,7 +255,10 @@ def _names(request: Request) -> list[str]:
 
 def _call(model: str, data: str, request: Request, limit: int | None) -> str:
     """The call that reproduces an audit made from Python, as far as its arguments have names."""
-    given = {"attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None}
+    given = {
+        "attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None,
+        "precision": None if request.precision == "auto" else request.precision,
+    }  # fmt: skip
     more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
     return f"robust.audit({model}, {data}, {[threat.text for threat in request.threats]}{more})"
 
@@ -247,9 +278,11 @@ def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) 
     return None
 
 
-def default_folder(model: str, data: str, threats: Sequence[str], seed: int, limit: int | None) -> Path:
+def default_folder(
+    model: str, data: str, threats: Sequence[str], seed: int, limit: int | None, surrogates: Sequence[str] = ()
+) -> Path:
     """Where the command puts an audit when not told: the same command finds its own audit again."""
-    words = json.dumps([model, data, list(threats), seed, limit]).encode()
+    words = json.dumps([model, data, list(threats), seed, limit, *surrogates]).encode()
     stem = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
     return Path("robust-audits") / f"{stem}-{hashlib.sha256(words).hexdigest()[:8]}"
 

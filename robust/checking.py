@@ -81,6 +81,8 @@ def finding_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
         sentinels.steps_find_no_more(*_sentinel(job, threat, plan, "converged"), len(job.data), job.random),
     )
     keep(job, threat.text, sentinels.queries_find_no_more(*_sentinel(job, threat, plan, "black-box"), job.random))
+    result = _sentinel(job, threat, plan, "surrogate")
+    keep(job, threat.text, sentinels.transfer_finds_no_more(*result, len(job.surrogates)))
     if not job.out_of_time:
         judge = job.model.again() if isinstance(job.model, Voting) else job.model
         again = replay(judge, job.ledger, threat, job.device, max(1, job.batch_size // 2))

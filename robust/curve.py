@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robust.attacks.base import exact
 from robust.attacks.pgd import PGD
 from robust.models import evaluating
 from robust.stats import clopper_pearson
@@ -73,7 +74,7 @@ def _attempt(search: _Search, bracket: Bracket, chosen: Tensor, eps: Tensor, ste
     attack = PGD(radius, norm=search.threat.norm, seed=search.seed, steps=steps, loss="margin")
     found = attack(search.model, images, labels)
     with torch.no_grad():
-        logits = search.model(found)
+        logits = exact(search.model)(found)
     broken = (logits.argmax(1) != labels) & ~logits.isnan().any(1)
     distance = search.threat.geometry.length(found - images)
     better = broken & (distance < bracket.high[index])
@@ -93,7 +94,7 @@ def _shrink(search: _Search, bracket: Bracket) -> None:
         middle = (low + high) / 2
         points = images + (known - images) * per_image(middle, images)
         with torch.no_grad():
-            broken = search.model(points).argmax(1) != labels
+            broken = exact(search.model)(points).argmax(1) != labels
         low, high = torch.where(broken, low, middle), torch.where(broken, middle, high)
     points = images + (known - images) * per_image(high, images)
     bracket.adversarial[index] = points

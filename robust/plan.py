@@ -14,14 +14,14 @@ _STANDARD = {
     "l0": ("fgsm", "sigma-zero(steps=300)", "pgd(steps=100, restarts=3)"),
 }
 
-# Any one of these, as written in --attacks, is at least the standard list for linf and l2.
+# Any one of these, as written in --attacks, is at least the standard list, where it has a form for the norm.
 _STRONGER = ("auto", "auto(effort='exhaustive')", "autoattack", "autoattack-plus")
 
 # Where no gradient reaches the input, or only zeros: what still works.
 _BLACK_BOX = {
     "linf": ("noise(draws=100)", "square(queries=2000)"),
     "l2": ("noise(draws=100)", "square(queries=2000)"),
-    "l1": ("noise(draws=100)",),
+    "l1": ("noise(draws=100)", "square(queries=2000)"),
     "l0": ("noise(draws=100)",),
 }
 
@@ -36,7 +36,8 @@ _CONVERGED = {
     "l0": "fmn(steps=300)",
 }
 _OVER_DRAWS, _OVER_DRAWS_LONGER = "pgd-eot(steps=30, eot=1)", "pgd-eot(steps=60, eot=2)"
-_QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)"}
+_TRANSFER = {"linf": "transfer", "l2": "transfer"}
+_QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)", "l1": "square(queries=500)"}
 SENTINEL_IMAGES = 100
 _ON = " on "
 
@@ -77,7 +78,7 @@ def standard_attacks(threat: ThreatModel) -> tuple[str, ...]:
 
 def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
     """The standard attacks that a user's own list leaves out without having a stronger one in their place."""
-    if threat.norm in ("linf", "l2") and any(attack.replace('"', "'") in _STRONGER for attack in chosen):
+    if any(attack.replace('"', "'") in _STRONGER for attack in chosen):
         return []
     return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
 
@@ -88,12 +89,14 @@ def steps(
     gradients: bool,
     via: str | None = None,
     random: bool = False,
+    surrogates: bool = False,
 ) -> list[Step]:
     """The audit's steps: the attacks asked for (None: the standard ones), then the sentinels.
 
     Without useful gradients the black-box attacks are put in front; gradient attacks still run, for what they may find.
     With ``via`` the gradient attacks go first, then once more in that way, then the black-box ones; the longer run that
     watches over them takes that way too. A ``random`` model also meets an attack that no lucky draw stops.
+    With surrogate models one sentinel takes its gradients from them, on everything that stands.
     """
     asked = standard_attacks(threat) if attacks is None else attacks
     if random:
@@ -108,6 +111,9 @@ def steps(
         plan += [Step(attack) for attack in blind if attack not in first]
     longer = _OVER_DRAWS_LONGER if random else _CONVERGED[threat.norm]
     plan.append(Step(longer, SENTINEL_IMAGES, "converged", via))
+    if threat.norm in _TRANSFER and surrogates:
+        plan = [step for step in plan if step.attack != _TRANSFER[threat.norm]]  # once, and as a sentinel
+        plan.append(Step(_TRANSFER[threat.norm], check="surrogate"))
     if threat.norm in _QUERIES and (gradients or via is not None):
         plan.append(Step(_QUERIES[threat.norm], SENTINEL_IMAGES, "black-box"))
     return plan

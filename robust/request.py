@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from robust.attacks import Transfer
 from robust.attacks.registry import build
-from robust.errors import InputError
+from robust.errors import InputError, unknown
+from robust.lane import PRECISIONS
 from robust.threats import ThreatModel
 
 LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
@@ -25,6 +27,7 @@ class Request:
     seed: int
     device: torch.device
     out: Path | None
+    precision: str
 
 
 def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
@@ -41,13 +44,15 @@ def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]
     return threats
 
 
-def check_attacks(request: Request) -> None:
+def check_attacks(request: Request, surrogates: bool = False) -> None:
     """Names, settings and norms of the attacks asked for, before anything is computed."""
     if request.attacks == ():
         raise InputError("attacks: give at least one, or none at all for the standard list")
     for threat in request.threats:
         for text in request.attacks or ():
             attack = build(text, norm=threat.norm, eps=threat.eps, seed=request.seed)
+            if isinstance(attack, Transfer) and not surrogates:
+                raise InputError(f"--attacks {text}: needs a model to take gradients from; give --surrogate MODEL")
             if threat.norm not in attack.norms:
                 raise InputError(
                     f"--attacks {text}: has no {threat.norm} form, which threat {threat.text} needs; it supports "
@@ -72,6 +77,13 @@ def check_budget(budget: float | None) -> None:
     """Raises InputError for a budget of no time."""
     if budget is not None and not budget > 0:
         raise InputError(f"budget {budget:g} s: give more than 0 seconds")
+
+
+def check_precision(precision: str) -> str:
+    """Raises InputError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    return precision
 
 
 def check_folder(out: str | Path | None) -> Path | None:

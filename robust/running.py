@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robust.adapting import prepare, tell_difference
+from robust.attacks import Transfer
 from robust.attacks.registry import build
 from robust.batching import batches
 from robust.checking import CHECKS, finding_checks
@@ -50,6 +51,7 @@ class Job:
     ledger: Ledger
     device: torch.device
     attacks: tuple[str, ...] | None
+    surrogates: tuple[nn.Module, ...]
     seed: int
     batch_size: int
     deadline: float
@@ -72,7 +74,7 @@ class Job:
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
     view = prepare(job, threat)
-    plan = steps(threat, job.attacks, view.gradients, view.via, view.job.random)
+    plan = steps(threat, job.attacks, view.gradients, view.via, view.job.random, bool(job.surrogates))
     position = 0
     while position < len(plan):
         step = plan[position]
@@ -99,11 +101,14 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
         standing = sorted(random.Random(job.seed).sample(standing, step.limit))
     job.progress.stage(f"{threat.text}  {step.label}", len(standing))
 
-    def attack(images: Tensor, labels: Tensor, ids: list[int]) -> tuple[Confirmed, list[str | None]]:
-        claims = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)(job.counted, images, labels)
+    def attempt(images: Tensor, labels: Tensor, ids: list[int]) -> tuple[Confirmed, list[str | None]]:
+        attack = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)
+        if isinstance(attack, Transfer):
+            attack = replace(attack, surrogates=job.surrogates)
+        claims = attack(job.counted, images, labels)
         return confirm(job.model, images, claims, labels, threat), [step.label] * len(ids)
 
-    runs = _run_batches(job, threat, step.label, standing, attack)
+    runs = _run_batches(job, threat, step.label, standing, attempt)
     broken, seconds = sum(run.broken for run in runs), sum(run.seconds for run in runs)
     tried = sum(run.tried for run in runs)
     problem = next((f"  {run.status}: {run.detail}" for run in runs if run.status != "done"), "")

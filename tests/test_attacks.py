@@ -8,10 +8,10 @@ import pytest
 import torch
 from contract import CHECKS, Case, Check
 from oracles import EPS
-from shortened import ShortAutoAttack
+from shortened import SelfTransfer, ShortAutoAttack
 
 from robust import attacks
-from robust.attacks import APGD, DDN, FAB, FGSM, FMN, PGD, PGDEOT, Attack, Auto, SigmaZero, Square, UniformNoise
+from robust.attacks import ACG, APGD, DDN, FAB, FGSM, FMN, PGD, PGDEOT, Attack, Auto, SigmaZero, Square, UniformNoise
 
 NATIVE = (
     Case("noise", UniformNoise, {"draws": 4}, budgets=("draws",), searches=False),
@@ -23,8 +23,10 @@ NATIVE = (
     Case("apgd-dlr", APGD, {"steps": 10, "loss": "dlr"}, budgets=("restarts",)),
     Case("apgd-t", APGD, {"steps": 10, "loss": "dlr", "n_targets": 3}, budgets=("restarts", "n_targets")),
     Case("apgd-eot", APGD, {"steps": 5, "eot": 2}, {"steps": 10}, budgets=("restarts",)),
+    Case("acg", ACG, {"steps": 10}, budgets=("restarts",)),
     Case("auto", Auto),
     Case("square", Square, {"queries": 80}, {"queries": 1000}, flat=False),
+    Case("transfer", SelfTransfer, {"steps": 10, "kernel": 1}, flat=False),
     Case("fab", FAB, {"steps": 10}, budgets=("steps", "restarts")),
     Case("fab-t", FAB, {"steps": 10, "n_targets": 3, "minimize": False}, budgets=("steps", "restarts", "n_targets")),
     Case("fmn", FMN, {"steps": 20}),

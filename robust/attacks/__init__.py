@@ -1,5 +1,6 @@
 """Attacks: each a frozen dataclass of its settings, called as ``attack(model, images, labels)``."""
 
+from robust.attacks.acg import ACG
 from robust.attacks.apgd import APGD
 from robust.attacks.auto import Auto
 from robust.attacks.autoattack import AutoAttack
@@ -13,8 +14,10 @@ from robust.attacks.pgd import PGD
 from robust.attacks.pgd_eot import PGDEOT
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.square import Square
+from robust.attacks.transfer import Transfer
 
 __all__ = [
+    "ACG",
     "APGD",
     "DDN",
     "FAB",
@@ -27,5 +30,6 @@ __all__ = [
     "AutoAttack",
     "SigmaZero",
     "Square",
+    "Transfer",
     "UniformNoise",
 ]

@@ -90,6 +90,10 @@ CATALOG = (
         "of the images that PGD-20 on the model did not", "evidence", "the gradient misleads",
     ),
     Entry(
+        "surrogate", "18", "MI/DI/TI attack with the gradients of the models named as --surrogate",
+        "it breaks over 1 % (at least 2) of the images standing", "evidence", "the gradient misleads",
+    ),
+    Entry(
         "black-box", "17", "Square on up to 100 images standing", "it breaks any", "evidence", "the gradient misleads",
     ),
     Entry(

@@ -19,6 +19,22 @@ def queries_find_no_more(tried: int | None, broken: int, random: bool = False) -
     )  # fmt: skip
 
 
+def transfer_finds_no_more(tried: int | None, broken: int, surrogates: int) -> CheckRecord:
+    """From an attack with the gradients of surrogate models, on images still standing; ``tried`` None: it did not run.
+
+    One success in a hundred images tried is let pass: an honest attack may miss what another happens upon.
+    """
+    passed = None if tried is None else broken <= max(1, round(0.01 * tried))
+    detail = _sentinel("the transfer attack", tried, broken)
+    if not surrogates:
+        detail += ": no surrogate model was named (--surrogate)"
+    return record(
+        "surrogate", "No surrogate's gradient finds what the model's own missed", passed, detail,
+        "Gradients of another model must not find what the model's own missed. If they do, its own mislead (gradient "
+        "masking) and the true robustness is lower.",
+    )  # fmt: skip
+
+
 def steps_find_no_more(tried: int | None, broken: int, images: int, random: bool = False) -> CheckRecord:
     """From a longer run on images still standing; ``images`` counts the audit's, of which one in 100 may change.
 
