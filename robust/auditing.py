@@ -220,8 +220,8 @@ def _open_ledger(
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
         "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
-        **({"bpda": list(fronts)} if fronts else {}),
-        **({"surrogates": [identify(surrogate) for surrogate in surrogates]} if surrogates else {}),
+        "bpda": list(fronts) or None,
+        "surrogates": [identify(surrogate) for surrogate in surrogates] or None,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():

@@ -39,7 +39,7 @@ CATALOG = (
     ),
     Entry(
         "state", "11", "buffers, attributes and answers after other passes, and while a gradient is taken",
-        "anything is kept, or logits move by over 1e-4 of their length", "evidence",
+        "anything is kept, or logits move by over 1e-4 of their length (5 % with a gradient)", "evidence",
         "the model remembers images or tells an attack from use",
     ),
     Entry(

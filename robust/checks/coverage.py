@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from robust.checks.sample import record
 from robust.summary import AttackRecord, CheckRecord
+from robust.verdict import done_otherwise
 
 _PARTS_OF_AUDIT = ("curve", "checks")
 
@@ -46,10 +47,14 @@ def kinds_of_attack(attacks: Sequence[AttackRecord]) -> CheckRecord:
 
 def every_attack_ended(attacks: Sequence[AttackRecord]) -> CheckRecord:
     ended = [attack for attack in attacks if attack.status == "done"]
-    open_ends = [f"{attack.name} ({attack.status})" for attack in attacks if attack.status != "done"]
+    made_good = [attack for attack in attacks if done_otherwise(attack, attacks)]
+    open_ends = [attack for attack in attacks if attack not in ended and attack not in made_good]
+    detail = f"{len(ended)} of {len(attacks)} steps ran to their end"
+    if made_good:
+        detail += f", {len(made_good)} found no gradient and were followed by others with BPDA"
+    if open_ends:
+        detail += f", not {', '.join(f'{attack.name} ({attack.status})' for attack in open_ends)}"
     return record(
-        "complete", "Every attack ran to its end", True if not open_ends else None,
-        f"{len(ended)} of {len(attacks)} steps ran to their end"
-        + (f", not {', '.join(open_ends)}" if open_ends else ""),
+        "complete", "Every attack ran to its end", None if open_ends else True, detail,
         "An attack that failed, was skipped or ran out of time may have broken more: then the verdict is inconclusive.",
     )  # fmt: skip

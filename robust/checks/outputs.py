@@ -14,7 +14,7 @@ from robust.summary import CheckRecord
 
 _PASSES = 5
 _MOVED = 1e-4  # of the length of an image's logits, as in AutoAttack's flag
-_COUPLED = 0.05
+_COUPLED = 0.05  # allows for other kernels in other batch sizes or with a gradient, in half precision too
 
 
 def outputs_are_logits(sample: Sample) -> CheckRecord:
@@ -87,20 +87,20 @@ def batch_does_not_matter(sample: Sample) -> CheckRecord:
 def answers_leave_no_trace(sample: Sample) -> CheckRecord:
     """Whether the model remembers what it was shown, or answers otherwise while gradients are taken."""
     few = sample.images[:16]
-    moved = 0.0
+    moved = traced = 0.0
     with evaluating(sample.model), torch.no_grad():
         first = sample.model(few).float()
         kept = remembered(sample.model, few, tensors=not sample.random)
         if not sample.random:
             for other in (1 - few, few.flip(0), few.roll(1, 0), few.flip(3)):
                 sample.model(other)
-            again = sample.model(few).float()
-            moved = float(torch.stack([_moved(again, first), _moved(_traced(sample.model, few), first)]).max())
+            moved = float(_moved(sample.model(few).float(), first).max())
+            traced = float(_moved(_traced(sample.model, few), first).max())
     shown = f", in {', '.join(kept[:3])}" if kept else ""
     return record(
-        "state", "Answers leave no trace", not kept and moved <= _MOVED,
+        "state", "Answers leave no trace", not kept and moved <= _MOVED and traced <= _COUPLED,
         f"{len(kept)} values inside the model changed by a pass in eval mode{shown}; logits moved by up to "
-        f"{moved:.2g} of their length after other images, or while a gradient is taken",
+        f"{moved:.2g} of their length after other images, by {traced:.2g} while a gradient is taken",
         "A model that remembers earlier images, or can tell an attack from use, need not answer later as it did here. "
         "Freeze running statistics and counters in eval mode.",
     )  # fmt: skip

@@ -63,7 +63,7 @@ class _Substitute(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(channels, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1)
+        self.first, self.second = nn.Conv2d(channels, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
         self.head = nn.LazyLinear(classes)
         self.linear = nn.LazyLinear(classes)
 
