@@ -59,7 +59,7 @@ def deepfool_and_cw() -> dict[str, Method]:
     }
     for text in (
         "foolbox:L2DeepFoolAttack(steps=100)",
-        "foolbox:L2CarliniWagner(binary_search_steps=10, steps=100, stepsize=0.05)",
+        "foolbox:L2CarliniWagnerAttack(binary_search_steps=10, steps=100, stepsize=0.05)",
         "art:DeepFool(max_iter=100)",
         "art:CarliniL2Method(binary_search_steps=10, max_iter=100, learning_rate=0.05)",
     ):
