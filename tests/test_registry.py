@@ -18,7 +18,7 @@ from robust.errors import InputError
 def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
     assert list(listed) == [
-        "noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "auto", "square", "fab", "fab-t", "fmn", "ddn",
+        "noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "auto", "square", "rays", "fab", "fab-t", "fmn", "ddn",
         "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
     ]  # fmt: skip
     for name, info in listed.items():

@@ -10,6 +10,7 @@ from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
 from robust.attacks.noise import UniformNoise
 from robust.attacks.pgd import PGD
+from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.square import Square
 
@@ -23,6 +24,7 @@ __all__ = [
     "Attack",
     "Auto",
     "AutoAttack",
+    "RayS",
     "SigmaZero",
     "Square",
     "UniformNoise",

@@ -69,6 +69,7 @@ _NATIVE = {
     ),
     "auto": _Native("auto", "Auto", "the cascade: cheap steps on all, more targets and steps near the boundary"),
     "square": _Native("square", "Square", "random search over squares"),
+    "rays": _Native("rays", "RayS", "minimum norm: turns the signs of blocks of the shortest ray to another class"),
     "fab": _Native("fab", "FAB", "minimum norm: over the nearest class's boundary, then along it"),
     "fab-t": _Native("fab", "FAB", "the same, towards each of the nine likeliest classes", {"n_targets": 9}),
     "fmn": _Native("fmn", "FMN", "minimum norm: steps in a ball whose radius follows the boundary"),
