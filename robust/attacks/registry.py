@@ -69,6 +69,8 @@ _NATIVE = {
     ),
     "auto": _Native("auto", "Auto", "the cascade: cheap steps on all, more targets and steps near the boundary"),
     "square": _Native("square", "Square", "random search over squares"),
+    "simba": _Native("simba", "SimBA", "one wave or value after another, kept where the loss rises"),
+    "hopskipjump": _Native("hopskipjump", "HopSkipJump", "minimum norm: estimated gradients at the boundary"),
     "rays": _Native("rays", "RayS", "minimum norm: turns the signs of blocks of the shortest ray to another class"),
     "fab": _Native("fab", "FAB", "minimum norm: over the nearest class's boundary, then along it"),
     "fab-t": _Native("fab", "FAB", "the same, towards each of the nine likeliest classes", {"n_targets": 9}),
