@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from robust.attacks.base import Knowledge
 from robust.attacks.registry import find
 from robust.checks import CHECK_NAMES
 from robust.curve import curve
 from robust.ledger import Ledger, Run
-from robust.plan import Step, left_out
+from robust.plan import Access, Step, left_out
 from robust.reports.score import audit_score, threat_score
-from robust.running import CHECKS, CURVE, distances
+from robust.running import ACCESS, CHECKS, CURVE, distances
 from robust.stats import rate
 from robust.summary import (
     AttackRecord,
@@ -76,8 +77,9 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
     broken = [row for row in rows if row.broken_by]
     records = _attack_records(ledger, threat)
     checks = _checks(ledger, threat)
-    missing = [] if attacks is None else left_out(threat, attacks)
-    judgement, reasons = verdict(checks, records, missing)
+    access: Access = ledger.meta(ACCESS) or "gradients"
+    missing = [] if attacks is None else left_out(threat, attacks, access)
+    judgement, reasons = verdict(checks, records, missing, access)
     robust = rate(int(correct.sum()) - len(broken), n)
     found = distance[correct]
     median = float(np.median(found)) if len(found) else float("inf")
@@ -111,9 +113,10 @@ def _attack_records(ledger: Ledger, threat: ThreatModel) -> list[AttackRecord]:
 
 def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> AttackRecord:
     status, detail = _status(ledger, threat, name, runs)
+    ours: Knowledge = "score" if ledger.meta(ACCESS) in ("scores", "labels") else "white-box"
     return AttackRecord(
         name=name,
-        knowledge="white-box" if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
+        knowledge=ours if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
         tried=max((run.tried for run in runs), default=0) if name == CHECKS else sum(run.tried for run in runs),
         broken=sum(run.broken for run in runs),
         rejected=sum(run.rejected for run in runs),

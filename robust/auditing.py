@@ -20,7 +20,7 @@ from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
 from robust.ledger import ImageRow, Ledger
 from robust.models import check_model, evaluating, identify, load_model, parameter_count
-from robust.plan import standard_attacks
+from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
 from robust.request import (
@@ -123,7 +123,7 @@ def audit(
             run_threat(job, threat)
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
-            attacks=_names(request), standard_attacks=request.attacks is None,
+            attacks=_names(request, job.access or "gradients"), standard_attacks=request.attacks is None,
             command=command or _call(record.name, described.name, request, limit),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
@@ -211,8 +211,8 @@ def _open_ledger(
     return ledger
 
 
-def _names(request: Request) -> list[str]:
-    lists = [request.attacks or standard_attacks(threat) for threat in request.threats]
+def _names(request: Request, access: Access) -> list[str]:
+    lists = [request.attacks or standard_attacks(threat, access) for threat in request.threats]
     return list(dict.fromkeys(name for names in lists for name in names))
 
 

@@ -20,13 +20,17 @@ from robust.attacks.base import Attack, Goal, loss_and_gradient
 from robust.attacks.losses import cross_entropy, margin
 from robust.errors import NoGradientError
 from robust.models import evaluating
+from robust.plan import Access
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the checks look at: images that are classified right unattacked, on the model's device."""
+    """What the checks look at: images that are classified right unattacked, on the model's device.
+
+    ``gradients`` says whether the model gives any.
+    """
 
     model: nn.Module
     images: Tensor
@@ -34,12 +38,27 @@ class Sample:
     threat: ThreatModel
     seed: int
     batch_size: int
+    gradients: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 Check = Callable[[Sample], CheckRecord]
+_NEEDS_GRADIENTS = "it needs gradients, and the model gives none"
+
+
+def access(sample: Sample) -> Access:
+    """What the model gives an attacker: gradients (good or not), scores, or only the class."""
+    few = sample.images[: min(8, sample.batch_size)]
+    try:
+        with evaluating(sample.model):
+            loss_and_gradient(sample.model, few, Goal(sample.labels[: len(few)]), margin)
+    except NoGradientError:
+        parts = torch.split(sample.images, sample.batch_size)
+        logits = torch.cat([_logits(sample.model, part) for part in parts])
+        return "labels" if len(torch.unique(logits)) <= 2 else "scores"
+    return "gradients"
 
 
 def outputs_are_logits(sample: Sample) -> CheckRecord:
@@ -49,7 +68,7 @@ def outputs_are_logits(sample: Sample) -> CheckRecord:
     log_probabilities = bool((logits <= 0).all() and ((logits.double().exp().sum(1) - 1).abs() < 1e-4).all())
     what = "probabilities" if probabilities else "log-probabilities" if log_probabilities else "logits"
     return _record(
-        "logits", "Outputs are logits", not probabilities,
+        "logits", "Outputs are logits", None if probabilities and not sample.gradients else not probabilities,
         f"on {len(sample)} images the outputs are {what} (from {logits.min():.3g} to {logits.max():.3g})",
         "A softmax inside the model saturates: gradients vanish in rounding and attacks look weaker than they are. "
         "Remove the softmax and audit the logits.",
@@ -86,9 +105,11 @@ def gradients_are_useful(sample: Sample) -> CheckRecord:
     title, meaning = (
         "Gradients reach the input",
         "Gradient attacks are blind where the gradient is missing, zero or not finite, and the model looks robust "
-        "without being so (gradient masking). Square, which needs none, is run on every image instead; audit the "
-        "model without the step that hides the gradient to learn more.",
+        "without being so (gradient masking). Query attacks, which need none, are run on every image instead; audit "
+        "the model without the step that hides the gradient to learn more.",
     )
+    if not sample.gradients and not any(True for _ in sample.model.parameters()):
+        return _record("gradients", title, None, "the model is a function that gives none", meaning)
     details, good = [], True
     for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
         try:
@@ -105,20 +126,32 @@ def gradients_are_useful(sample: Sample) -> CheckRecord:
 
 
 def stronger_attacks_break_more(sample: Sample) -> CheckRecord:
+    title, meaning = (
+        "PGD ≥ FGSM ≥ noise",
+        "Following the gradient for longer must not find less. Where it does, the gradient points the wrong way, as "
+        "it does after catastrophic overfitting or with a masked gradient.",
+    )
+    if not sample.gradients:
+        return _record("order", title, None, _NEEDS_GRADIENTS, meaning)
     threat = sample.threat
     noise = _broken(sample, UniformNoise(threat.eps, norm=threat.norm, seed=sample.seed))
     single = _broken(sample, FGSM(threat.eps, norm=threat.norm, seed=sample.seed))
     iterated = _broken(sample, _pgd(sample, threat.eps))
     slack = max(1, len(sample) // 100)
     return _record(
-        "order", "PGD ≥ FGSM ≥ noise", iterated + slack >= single and single + slack >= noise,
-        f"of {len(sample)} images noise breaks {noise}, FGSM {single}, PGD-20 {iterated}",
-        "Following the gradient for longer must not find less. Where it does, the gradient points the wrong way, as "
-        "it does after catastrophic overfitting or with a masked gradient.",
+        "order", title, iterated + slack >= single and single + slack >= noise,
+        f"of {len(sample)} images noise breaks {noise}, FGSM {single}, PGD-20 {iterated}", meaning,
     )  # fmt: skip
 
 
 def success_grows_with_eps(sample: Sample) -> CheckRecord:
+    title, meaning = (
+        "Success grows with eps",
+        "A larger ball holds the smaller one. An attack that loses images as eps grows is badly tuned or misled, and "
+        "so is the figure at the audit's eps.",
+    )
+    if not sample.gradients:
+        return _record("growth", title, None, _NEEDS_GRADIENTS, meaning)
     # Each radius is attacked afresh: carrying successes over would make the check pass by construction.
     factors = (0.25, 0.5, 1.0, 2.0)
     radii = [sample.threat.eps * factor for factor in factors]
@@ -129,22 +162,25 @@ def success_grows_with_eps(sample: Sample) -> CheckRecord:
     good = all(later + slack >= earlier for earlier, later in pairwise(broken))
     steps = ", ".join(f"{count} at {_size(radius, sample)}" for count, radius in zip(broken, radii, strict=True))
     return _record(
-        "growth", "Success grows with eps", good, f"of {len(sample)} images PGD-20 breaks {steps}",
-        "A larger ball holds the smaller one. An attack that loses images as eps grows is badly tuned or misled, and "
-        "so is the figure at the audit's eps.",
+        "growth", title, good, f"of {len(sample)} images PGD-20 breaks {steps}", meaning,
     )  # fmt: skip
 
 
 def unbounded_attack_breaks_all(sample: Sample) -> CheckRecord:
+    title, meaning = (
+        "Without a bound everything breaks",
+        "With no bound on the change any image can be turned into another. Images that still stand show that the "
+        "attack is not working on this model, so its figures say nothing.",
+    )
+    if not sample.gradients:
+        return _record("unbounded", title, None, _NEEDS_GRADIENTS, meaning)
     # Without any bound but the box, whatever the audit's norm.
     attack = PGD(1.0, norm="linf", seed=sample.seed, steps=50, step_size=0.1, loss="margin", restarts=2)
     broken = _broken(sample, attack)
     share = broken / len(sample)
     return _record(
-        "unbounded", "Without a bound everything breaks", share >= 0.98,
-        f"PGD free to change pixels at will breaks {broken} of {len(sample)} images",
-        "With no bound on the change any image can be turned into another. Images that still stand show that the "
-        "attack is not working on this model, so its figures say nothing.",
+        "unbounded", title, share >= 0.98,
+        f"PGD free to change pixels at will breaks {broken} of {len(sample)} images", meaning,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,18 +20,19 @@ from robust.attacks.queries import only_asks
 from robust.attacks.registry import build
 from robust.batching import batches
 from robust.counting import CountedModel
-from robust.curve import Bracket, smallest
+from robust.curve import Bracket, smallest, smallest_by_queries
 from robust.data import ImageSet
 from robust.errors import InputError, NoGradientError
 from robust.evidence import Confirmed, confirm, findings, query_rows, replay
 from robust.ledger import Ledger, Queries, Row, Run
-from robust.plan import Step, steps
+from robust.plan import Access, Step, steps
 from robust.progress import Progress
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
 CURVE = "curve"
 CHECKS = "checks"
+ACCESS = "access"
 _SAMPLE = 128
 
 
@@ -54,6 +55,16 @@ class Job:
     def out_of_time(self) -> bool:
         return time.monotonic() > self.deadline
 
+    @property
+    def access(self) -> Access | None:
+        """What the model gives an attacker; None before it was looked at."""
+        found: Access | None = self.ledger.meta(ACCESS)
+        return found
+
+    @property
+    def gradients(self) -> bool:
+        return self.access not in ("scores", "labels")
+
     def load(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) and labels (N,) on the device."""
         return self.data.batch(ids).to(self.device), self.data.labels[list(ids)].to(self.device)
@@ -64,8 +75,7 @@ class Job:
 
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
-    gradients = _model_checks(job, threat)
-    plan = steps(threat, job.attacks, gradients)
+    plan = steps(threat, job.attacks, _model_checks(job, threat))
     position = 0
     while position < len(plan):
         step = plan[position]
@@ -182,7 +192,8 @@ def _run_curve(job: Job, threat: ThreatModel) -> None:
     def search(images: Tensor, labels: Tensor, ids: list[int]) -> Attempted:
         rows = {row.image: row for row in job.ledger.rows(threat.text)}
         bracket = _known(job, threat, images, [rows.get(image) for image in ids])
-        found = smallest(job.counted, images, labels, threat, bracket, job.seed).adversarial
+        find = smallest if job.gradients else smallest_by_queries
+        found = find(job.counted, images, labels, threat, bracket, job.seed).adversarial
         # Rounding to 8-bit color must not make the smallest perturbation larger, so each gets its own ball.
         anywhere = confirm(job.model, images, found, labels, threat, eps=threat.geometry.length(found - images))
         inside = threat.geometry.contains(anywhere.stored, images, threat.eps)
@@ -217,15 +228,17 @@ def _sample(job: Job, threat: ThreatModel) -> checks.Sample | None:
         return None
     chosen = sorted(random.Random(job.seed).sample(correct, min(_SAMPLE, len(correct))))
     images, labels = job.load(chosen)
-    return checks.Sample(job.counted, images, labels, threat, job.seed, job.batch_size)
+    return checks.Sample(job.counted, images, labels, threat, job.seed, job.batch_size, job.gradients)
 
 
-def _model_checks(job: Job, threat: ThreatModel) -> bool:
-    """Checks of the model itself, the same under every threat; returns whether gradients are of use."""
+def _model_checks(job: Job, threat: ThreatModel) -> Access:
+    """Checks of the model itself, the same under every threat; returns what the model gives an attacker."""
+    if job.access is None and (sample := _sample(job, threat)) is not None:
+        job.ledger.set_meta(ACCESS, checks.access(replace(sample, model=job.model)))
     _run_checks(job, "", threat, checks.MODEL_CHECKS)
-    records = job.ledger.checks("")
-    found = records.get("gradients")
-    return found is None or CheckRecord.model_validate_json(found).passed is not False
+    found = job.ledger.checks("").get("gradients")
+    failed = found is not None and CheckRecord.model_validate_json(found).passed is False
+    return "masked" if failed and job.gradients else job.access or "gradients"
 
 
 def _attack_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:

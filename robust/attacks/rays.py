@@ -86,5 +86,6 @@ class _Rays:
 
         over = ends | ~halving
         block = self.block[live] + over
-        finer = block * size >= len(self.places)
+        # The last block of every level is an empty one: the best ray itself, to this level's tolerance.
+        finer = (block - 1) * size >= len(self.places)
         self.block[live], self.level[live] = torch.where(finer, 0, block), self.level[live] + finer
