@@ -14,7 +14,7 @@ from robust.attacks.base import Knowledge
 from robust.attacks.registry import find
 from robust.checks import CHECK_NAMES
 from robust.curve import curve
-from robust.ledger import Ledger, Run
+from robust.ledger import Ledger, Queries, Run
 from robust.plan import Access, Step, left_out
 from robust.reports.score import audit_score, threat_score
 from robust.running import ACCESS, CHECKS, CURVE, distances
@@ -26,6 +26,7 @@ from robust.summary import (
     Cost,
     DataRecord,
     ModelRecord,
+    QueryRecord,
     Settings,
     Status,
     ThreatRecord,
@@ -125,6 +126,16 @@ def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Ru
         seconds=sum(run.seconds for run in runs),
         status=status,
         detail=detail,
+        queries=_query_record(ledger.queries(threat.text, name)),
+    )
+
+
+def _query_record(asked: list[Queries]) -> QueryRecord | None:
+    if not asked:
+        return None
+    spent = [entry.spent for entry in asked]
+    return QueryRecord(
+        median=float(np.median(spent)), most=max(spent), broken_at=sorted(e.broken_at for e in asked if e.broken_at)
     )
 
 

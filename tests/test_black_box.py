@@ -18,7 +18,8 @@ from robust.attacks import HopSkipJump, RayS, SimBA
 from robust.attacks.queries import DecisionAttack
 from robust.errors import InputError
 from robust.ledger import Ledger
-from robust.summary import ThreatResult
+from robust.reports.figures import query_figure
+from robust.summary import AttackRecord, QueryRecord, ThreatResult
 
 SEEN = {"linf": 0.004, "l2": 0.03, "l1": 0.12}
 
@@ -275,3 +276,42 @@ def test_what_every_image_cost_is_in_the_ledger(tmp_path: Path) -> None:
             assert all(entry.spent <= limit and (entry.broken_at or 0) <= entry.spent for entry in asked)
             broken = {row.image for row in ledger.rows("linf:0.004") if row.broken_by == record.name}
             assert {entry.image for entry in asked if entry.broken_at} == broken
+
+
+# The report
+
+
+def attack(name: str, broken_at: list[int], tried: int = 20) -> AttackRecord:
+    return AttackRecord(
+        name=name, knowledge="score", tried=tried, broken=len(broken_at), rejected=0, forward=900, backward=0,
+        seconds=1.0, status="done", queries=QueryRecord(median=120, most=500, broken_at=broken_at),
+    )  # fmt: skip
+
+
+def test_the_figure_climbs_to_the_share_that_was_broken() -> None:
+    svg = query_figure("t0-ask", [attack("square(queries=500)", [3, 40, 40, 499]), attack("rays", [])])
+    assert "the most, 4 of 20 images, by square(queries=500)" in svg
+    assert "square(queries=500)  4 of 20" in svg
+    assert "rays  0 of 20" in svg
+    assert svg == query_figure("t0-ask", [attack("square(queries=500)", [3, 40, 40, 499]), attack("rays", [])])
+
+
+def test_the_report_of_a_black_box_says_what_was_asked(tmp_path: Path) -> None:
+    result = audited(in_numpy, "linf", out=tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    asking = [record for record in result.attacks if record.queries is not None]
+    assert [record.name for record in asking][:2] == ["square(queries=2000)", "rays(queries=2000)"]
+    assert "queries per image" in html
+    assert "Black-box only" in html
+    assert "Audit the model itself, with its gradients" in html
+    for record in asking:
+        assert record.queries is not None
+        assert len(record.queries.broken_at) == record.broken
+        assert record.queries.broken_at == sorted(record.queries.broken_at)
+        assert f'<td class="num">{record.broken} of {record.tried}</td>' in html
+
+
+def test_a_report_without_query_attacks_has_no_such_figure(tmp_path: Path) -> None:
+    images, labels = images_of(LinearModel(), 6, 0)
+    robust.audit(LinearModel(), (images, labels), ["l1:0.05"], attacks=["fgsm"], out=tmp_path)
+    assert "queries per image" not in (tmp_path / "report.html").read_text(encoding="utf-8")
