@@ -286,6 +286,20 @@ def test_untargeted_where_the_library_needs_a_target_aims_at_the_runner_up():
     assert contract.predictions(three, chosen(three, images, labels)).tolist() == (1 - labels).tolist()
 
 
+def test_the_boundary_attack_gets_somewhere_with_enough_queries() -> None:
+    """At twice a typical distance of this net: nothing with 100 queries, nearly everything with 1000."""
+    model, images = contract.net(), contract.batch(6)
+    labels = contract.predictions(model, images)
+    broken = []
+    for queries in (100, 1000):
+        attack = ArtAttack(1.0, norm="l2", attack="BoundaryAttack", queries=queries)
+        found = attack.queried(model, images, labels)
+        assert int(found.spent.max()) <= queries
+        broken.append(int((contract.predictions(model, found.points) != labels).sum()))
+    assert broken[0] <= 1
+    assert broken[1] >= 5
+
+
 def test_starts_that_cannot_be_found_leave_the_image_alone():
     class Constant(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

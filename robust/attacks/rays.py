@@ -59,7 +59,7 @@ class _Rays:
 
     def ask(self, live: Tensor) -> None:
         """One query for each of the images at ``live``: does the turned ray do better, or by how much?"""
-        size = torch.ceil(len(self.places) / 2.0 ** self.level[live]).long()
+        size = torch.ceil(len(self.places) / 2.0 ** self.level[live].clamp_max(60)).long()
         gain = (_FIRST_GAIN * _FINER ** self.level[live].to(self.radius)).clamp_min(_LEAST_GAIN)
         start = self.block[live] * size
         turned = (self.places >= start[:, None]) & (self.places < (start + size)[:, None])
