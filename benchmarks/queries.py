@@ -9,8 +9,8 @@ counted at the model. What counts as success is decided by one function for all:
 and inside [0, 1].
 
 `square`: one run for each budget, since the schedule of the windows depends on it. ART counts iterations, and asks the
-model three times in each (twice where the image is solved already): `ART` is given as many iterations as our run has
-queries, `ART, same queries` a third of them.
+model three times in each (once where the image is solved already): `ART SquareAttack` gets a third as many iterations
+as there are queries; with `--iterations` it is also run with as many iterations as queries, three times the cost.
 `decision`: ART's HopSkipJump runs on one image at a time and is stopped at the limit; what it had found by then is read
 off its queries. Distances are the nearest adversarial point's, inf where there is none.
 `simba`: the same for ART's SimBA (l2; waves). Ours keeps inside eps; ART's does not, and each of its queries counts as
@@ -86,8 +86,9 @@ def broken(model: nn.Module, images: Tensor, points: Tensor, labels: Tensor, thr
 
 
 def square(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, budgets: list[int], seed: int
-) -> None:
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, budgets: list[int], seed: int,
+    iterations: bool = False,
+) -> None:  # fmt: skip
     classes = model(images[:1]).shape[1]
 
     def ours(budget: int, counted: CountedModel) -> Tensor:
@@ -105,8 +106,10 @@ def square(
         return torch.from_numpy(found).to(images)
 
     rows: dict[str, Callable[[int, CountedModel], Tensor]] = {
-        "robust Square": ours, "ART SquareAttack": art, "ART, same queries": lambda b, c: art(b // 3, c),
+        "robust Square": ours, "ART SquareAttack": lambda budget, counted: art(budget // 3, counted),
     }  # fmt: skip
+    if iterations:
+        rows["ART, iterations"] = art
     print(f"{'Square':<22}{'queries':>9}{'passes/image':>14}{'broken':>8}{'success':>9}{'seconds':>9}", flush=True)
     for name, run in rows.items():
         for budget in budgets:
@@ -199,7 +202,7 @@ def simba(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel,
         row("ART SimBA dct", budget, inside, seconds)
 
 
-PARTS = {"square": square, "decision": decision, "simba": simba}
+PARTS: dict[str, Callable[..., None]] = {"square": square, "decision": decision, "simba": simba}
 
 
 def main() -> None:
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--parts", default="square", help=f"comma-separated, of {', '.join(PARTS)}")
     parser.add_argument("--n", default=200, type=int, help="images, all classified right")
     parser.add_argument("--budgets", default="100,200,500,1000,2000")
+    parser.add_argument("--iterations", action="store_true", help="ART's Square with as many iterations as queries too")
     parser.add_argument("--seed", default=0, type=int)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -225,7 +229,8 @@ def main() -> None:
     )
     for part in arguments.parts.split(","):
         with torch.no_grad():
-            PARTS[part](model, images, labels, threat, budgets, arguments.seed)
+            extra = {"iterations": arguments.iterations} if part == "square" else {}
+            PARTS[part](model, images, labels, threat, budgets, arguments.seed, **extra)
 
 
 if __name__ == "__main__":
