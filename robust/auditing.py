@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
+from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
 from robust.models import check_model, evaluating, identify, load_model, parameter_count
 from robust.plan import Access, standard_attacks
@@ -31,6 +33,7 @@ from robust.request import (
     check_attacks,
     check_budget,
     check_folder,
+    check_precision,
     choose_device,
     parse_threats,
 )
@@ -39,6 +42,7 @@ from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, S
 from robust.threats import ThreatModel
 
 DEFAULT_THREAT = "linf:8/255"
+_CALIBRATION = 64
 
 
 def audit(
@@ -52,6 +56,7 @@ def audit(
     device: str = "auto",
     batch_size: int | None = None,
     budget: float | None = None,
+    precision: str = "auto",
     out: str | Path | None = None,
     weights: str | Path | None = None,
     mean: Sequence[float] | None = None,
@@ -77,6 +82,9 @@ def audit(
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
         batch_size: images at a time; by default from the model's largest activation.
         budget: seconds after which no new batch is started; what was left undone makes the verdict inconclusive.
+        precision: how attacks may search: ``auto`` (the fastest copy of the model that agrees with it, down to the
+            model itself), ``float32`` (never in bfloat16) or ``plain`` (the model itself). What they find is always
+            decided by the model itself, in float32.
         out: folder for `audit.json`, `report.html` and `ledger.sqlite`; None keeps nothing on disk. An audit of the
             same things there is resumed.
         weights, mean, std, trust: see :func:`robust.load_model`; resize, class_names: see :func:`robust.load_data`.
@@ -91,7 +99,7 @@ def audit(
     progress = progress or Silent()
     request = Request(
         threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
-        device=choose_device(device), out=check_folder(out),
+        device=choose_device(device), out=check_folder(out), precision=check_precision(precision),
     )  # fmt: skip
     check_attacks(request)
     check_budget(budget)
@@ -114,8 +122,10 @@ def audit(
     )  # fmt: skip
     ledger = _open_ledger(request, record, described, images, predictions, size)
     with ledger:
+        lane = _lane(ledger, network, images, request)
         job = Job(
-            model=network, counted=CountedModel(network), data=images, ledger=ledger, device=request.device,
+            model=network, counted=CountedModel(network, None if lane.report.kind == "plain" else lane),
+            data=images, ledger=ledger, device=request.device,
             attacks=request.attacks, seed=seed, batch_size=ledger.meta("batch_size"),
             deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
         )  # fmt: skip
@@ -124,6 +134,7 @@ def audit(
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
             attacks=_names(request, job.access or "gradients"), standard_attacks=request.attacks is None,
+            lane=lane.report.kind, lane_detail=lane.report.detail,
             command=command or _call(record.name, described.name, request, limit),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
@@ -163,6 +174,17 @@ def _clean_pass(
     return rows
 
 
+def _lane(ledger: Ledger, model: nn.Module, data: ImageSet, request: Request) -> Lane:
+    """The fast copy that attacks search with. Its kind rests on a timing and so is kept for a resumed audit."""
+    ids = [row.id for row in ledger.images() if row.correct][: min(_CALIBRATION, ledger.meta("batch_size"))]
+    images, labels = data.batch(ids).to(request.device), data.labels[ids].to(request.device)
+    lane = make_lane(model, images, labels, precision=request.precision, kind=ledger.meta("lane"))
+    if ledger.meta("lane") is None:
+        ledger.set_meta("lane", lane.report.kind)
+        ledger.set_meta("lane detail", lane.report.detail)
+    return Lane(model, lane.network, replace(lane.report, detail=ledger.meta("lane detail")))
+
+
 def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
     """What the owner of the model should hear at once, beside the verdict."""
     warnings = []
@@ -184,7 +206,7 @@ def _open_ledger(
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
-        "attacks": request.attacks and list(request.attacks), "seed": request.seed,
+        "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
@@ -218,7 +240,10 @@ def _names(request: Request, access: Access) -> list[str]:
 
 def _call(model: str, data: str, request: Request, limit: int | None) -> str:
     """The call that reproduces an audit made from Python, as far as its arguments have names."""
-    given = {"attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None}
+    given = {
+        "attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None,
+        "precision": None if request.precision == "auto" else request.precision,
+    }  # fmt: skip
     more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
     return f"robust.audit({model}, {data}, {[threat.text for threat in request.threats]}{more})"
 

@@ -65,6 +65,13 @@ def audit(
     seed: Annotated[int, typer.Option(help="Seed of the sample and of every attack.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images at a time. Default: fitted to the model.")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="How attacks may search: auto (a faster copy of the model, in bfloat16 where that pays), float32, or "
+            "plain (the model itself). What they find is decided by the model itself."
+        ),
+    ] = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for report.html, audit.json and ledger.sqlite. Default: robust-audits/NAME."),
@@ -108,8 +115,9 @@ def audit(
         with terminal_progress() as progress:
             return run_audit(
                 model, data, threats, attacks=attacks, limit=limit, seed=seed, device=device, batch_size=batch_size,
-                budget=seconds, out=folder, weights=weights, mean=_numbers("--mean", mean), std=_numbers("--std", std),
-                resize=size, trust=trust, command=_command(), progress=progress,
+                budget=seconds, precision=precision, out=folder, weights=weights,
+                mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size, trust=trust,
+                command=_command(), progress=progress,
             )  # fmt: skip
 
     try:

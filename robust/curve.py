@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robust.attacks.base import exact
 from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.pgd import PGD
 from robust.attacks.queries import DecisionAttack
@@ -92,7 +93,7 @@ def _attempt(search: _Search, bracket: Bracket, chosen: Tensor, eps: Tensor, ste
     attack = PGD(radius, norm=search.threat.norm, seed=search.seed, steps=steps, loss="margin")
     found = attack(search.model, images, labels)
     with torch.no_grad():
-        logits = search.model(found)
+        logits = exact(search.model)(found)
     broken = (logits.argmax(1) != labels) & ~logits.isnan().any(1)
     distance = search.threat.geometry.length(found - images)
     better = broken & (distance < bracket.high[index])
@@ -112,7 +113,7 @@ def _shrink(search: _Search, bracket: Bracket) -> None:
         middle = (low + high) / 2
         points = images + (known - images) * per_image(middle, images)
         with torch.no_grad():
-            broken = search.model(points).argmax(1) != labels
+            broken = exact(search.model)(points).argmax(1) != labels
         low, high = torch.where(broken, low, middle), torch.where(broken, middle, high)
     points = images + (known - images) * per_image(high, images)
     bracket.adversarial[index] = points

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from robust.attacks.registry import build
-from robust.errors import InputError
+from robust.errors import InputError, unknown
+from robust.lane import PRECISIONS
 from robust.threats import ThreatModel
 
 LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
@@ -25,6 +26,7 @@ class Request:
     seed: int
     device: torch.device
     out: Path | None
+    precision: str
 
 
 def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
@@ -72,6 +74,13 @@ def check_budget(budget: float | None) -> None:
     """Raises InputError for a budget of no time."""
     if budget is not None and not budget > 0:
         raise InputError(f"budget {budget:g} s: give more than 0 seconds")
+
+
+def check_precision(precision: str) -> str:
+    """Raises InputError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    return precision
 
 
 def check_folder(out: str | Path | None) -> Path | None:

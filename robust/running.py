@@ -228,7 +228,8 @@ def _sample(job: Job, threat: ThreatModel) -> checks.Sample | None:
         return None
     chosen = sorted(random.Random(job.seed).sample(correct, min(_SAMPLE, len(correct))))
     images, labels = job.load(chosen)
-    return checks.Sample(job.counted, images, labels, threat, job.seed, job.batch_size, job.gradients)
+    evidence = job.counted.evidence
+    return checks.Sample(evidence, images, labels, threat, job.seed, job.batch_size, job.gradients)
 
 
 def _model_checks(job: Job, threat: ThreatModel) -> Access:

@@ -147,6 +147,8 @@ class Settings(_Record):
     budget_seconds: float | None
     attacks: list[str]
     standard_attacks: bool = Field(description="whether the list is the default one or includes all of it")
+    lane: str = Field(default="plain", description="the copy of the model that gradient attacks searched with")
+    lane_detail: str = Field(default="", description="why that copy")
     command: str = Field(description="a command that reproduces the audit")
 
 

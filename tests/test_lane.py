@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 import robust.lane
 from robust import load_model
-from robust.attacks import PGD
+from robust.attacks import APGD, DDN, PGD, Auto, Square, UniformNoise
+from robust.attacks.base import Attack
 from robust.calibration import measured_speedup, median_cosine
 from robust.copying import Recipe, fast_copy
+from robust.counting import CountedModel
 from robust.errors import InputError
 from robust.folding import fold, watch
 from robust.lane import Lane, make_lane
@@ -615,3 +617,66 @@ def test_float32_recipe_on_real_weights(robust_data: Path) -> None:
     network, folded = fast_copy(model, Recipe(torch.float32, torch.channels_last), images, logits)
     assert folded == 19
     agree(network, model, images, logits.argmin(1))
+
+
+# Attacks on a lane
+
+
+class Seen(nn.Module):
+    """A copy that answers as told, and counts the images it sees."""
+
+    def __init__(self, model: nn.Module, sign: float = 1.0) -> None:
+        super().__init__()
+        self.model, self.sign, self.images = model, sign, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images += len(images)
+        return self.sign * self.model(images)
+
+
+@pytest.mark.parametrize("attack", [PGD(0.001, steps=7), Auto(0.001)], ids=lambda attack: attack.name)
+def test_an_image_never_leaves_on_the_copys_word(attack: Attack, images: Tensor) -> None:
+    model = TinyNet().eval()
+    labels = model(images).argmax(1)
+    liar = Seen(model, sign=-1.0)
+    with torch.no_grad():
+        assert not bool((liar(images).argmax(1) == labels).any()), "the copy must claim that every image is fooled"
+    liar.images = 0
+    counted = CountedModel(model, liar)
+    found = attack(counted, images, labels)
+    standing = int((model(found).argmax(1) == labels).sum())
+    assert standing > 6
+    assert liar.images >= 7 * standing
+
+
+def test_what_the_copy_finds_is_counted_with_what_the_model_confirms(images: Tensor) -> None:
+    model = TinyNet().eval()
+    labels = model(images).argmax(1)
+    copied = CountedModel(model, Seen(model))
+    plain = CountedModel(model)
+    attack = PGD(0.05, steps=5)
+    assert torch.equal(attack(copied, images, labels), attack(plain, images, labels))
+    broken = int((model(attack(plain, images, labels)).argmax(1) != labels).sum())
+    assert broken > 0
+    attack(copied, images, labels)
+    assert copied.passes.backward == plain.passes.backward
+    assert copied.evidence.passes.forward > 0
+
+
+@pytest.mark.parametrize(
+    "attack", [APGD(0.02, steps=3), Square(0.02, queries=5), UniformNoise(0.02), DDN(0.5, norm="l2", steps=3)],
+    ids=lambda attack: attack.name,
+)  # fmt: skip
+def test_other_attacks_are_given_the_model_itself(attack: Attack, images: Tensor) -> None:
+    model = TinyNet().eval()
+    copy_ = Seen(model)
+    attack(CountedModel(model, copy_), images, model(images).argmax(1))
+    assert copy_.images == 0
+
+
+def test_an_audit_on_the_copy_says_so_and_breaks_as_many(faster: None, with_bfloat16: None, tmp_path: Path) -> None:
+    found = [robust.audit(limit=24, attacks=["pgd(steps=5)"], precision=precision) for precision in ("auto", "plain")]
+    assert [summary.settings.lane for summary in found] == [BFLOAT16, PLAIN]
+    robustness = [summary.threats[0].robust_accuracy.value for summary in found]
+    assert abs(robustness[0] - robustness[1]) <= 1 / 24
+    assert "--precision" in found[1].settings.command or "precision='plain'" in found[1].settings.command

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robust.attacks.base import Attack, Goal, Knowledge, Model, check_classes, loss_and_gradient, still_open
+from robust.attacks.base import Attack, Goal, Knowledge, Model, check_classes, fooled, loss_and_gradient
 from robust.attacks.losses import cross_entropy
 
 
@@ -23,10 +23,11 @@ class FGSM(Attack):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "Goodfellow et al., ICLR 2015"
+    uses_lane: ClassVar[bool] = True
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         _, logits, gradient = loss_and_gradient(model, images, goal, _checked_cross_entropy)
-        index = still_open(logits, goal, eps)
+        index = ((eps > 0) & ~fooled(model, images, goal, logits)).nonzero().squeeze(1)
         moved = self.geometry.project(self.geometry.steepest(gradient, images, eps), images, eps)
         result = images.clone()
         result[index] = moved[index]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Attack, Goal, Knowledge, Model, loss_and_gradient, still_open
+from robust.attacks.base import Attack, Goal, Knowledge, Model, exact, fooled, loss_and_gradient, still_open
 from robust.attacks.losses import LOSSES
 from robust.errors import InputError, unknown
 
@@ -42,6 +42,7 @@ class PGD(Attack):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "Madry et al., ICLR 2018"
+    uses_lane: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -53,7 +54,7 @@ class PGD(Attack):
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         best, best_loss = images.clone(), torch.full_like(eps, -torch.inf)
-        index = still_open(model(images), goal, eps)
+        index = still_open(exact(model)(images), goal, eps)
         for restart in range(self.restarts):
             if not len(index):
                 break
@@ -74,9 +75,9 @@ class PGD(Attack):
             if step < self.steps:
                 values, logits, gradient = loss_and_gradient(model, points, aim, loss)
             else:
-                logits = model(points)
+                logits = exact(model)(points)
                 values, gradient = loss(logits, aim), points
-            solved = aim.met(logits)
+            solved = fooled(model, points, aim, logits)
             values = values.masked_fill(solved, torch.inf)
             better = values > best_loss[index]
             best[index[better]], best_loss[index[better]] = points[better], values[better]

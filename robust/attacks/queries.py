@@ -9,7 +9,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Attack, Goal, Model, still_open
+from robust.attacks.base import Attack, Goal, Model, exact, still_open
 from robust.errors import InputError
 from robust.models import evaluating
 from robust.randomness import image_seeds
@@ -130,7 +130,7 @@ class CountedAttack(Attack):
             return Queried(images.clone(), none, none)
         with torch.inference_mode(False), evaluating(model), torch.no_grad():
             own = images.clone() if images.is_inference() else images.detach()
-            return self.query(model, own, goal, eps, image_seeds(own, self.seed))
+            return self.query(exact(model), own, goal, eps, image_seeds(own, self.seed))
 
     def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
         return self.query(model, images, goal, eps, seeds).points
@@ -187,7 +187,7 @@ class DecisionAttack(QueryAttack):
             return images.clone(), images.new_zeros(0)
         with torch.inference_mode(False), evaluating(model), torch.no_grad():
             own = images.clone() if images.is_inference() else images.detach()
-            book = Book(model, own, goal, eps, self.geometry, self.queries, stop=False)
+            book = Book(exact(model), own, goal, eps, self.geometry, self.queries, stop=False)
             self.search(book, image_seeds(own, self.seed))
             return book.points, book.distance
 
