@@ -195,13 +195,17 @@ def queries_find_no_more(tried: int | None, broken: int) -> CheckRecord:
     )  # fmt: skip
 
 
-def steps_find_no_more(tried: int | None, broken: int, images: int) -> CheckRecord:
-    """From a longer run on images still standing; ``images`` counts the audit's, of which one in 100 may change."""
+def steps_find_no_more(tried: int | None, broken: int, images: int, gradients: bool = True) -> CheckRecord:
+    """From a longer run on images still standing; ``images`` counts the audit's, of which one in 100 may change.
+
+    Without gradients it is advice: who may ask more often breaks more, and nothing is wrong with that.
+    """
     passed = None if tried is None else broken <= max(1, round(0.01 * images))
     return _record(
         "converged", "More steps change nothing", passed, _sentinel("a fresh, longer run", tried, broken),
         "An attack that still gains from more steps had not converged, and its robust accuracy is too high. Audit with "
         "more effort, such as --attacks \"auto(effort='exhaustive')\".",
+        weight="evidence" if gradients else "advice",
     )  # fmt: skip
 
 

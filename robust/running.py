@@ -248,7 +248,7 @@ def _attack_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
     survive = sum(bool(row.eight_bit) for row in rows)
     records = [checks.eight_bit_survival(survive, len(rows))]
     tried, broken = _sentinel_result(job, threat, plan, "converged")
-    records.append(checks.steps_find_no_more(tried, broken, len(job.data)))
+    records.append(checks.steps_find_no_more(tried, broken, len(job.data), job.gradients))
     tried, broken = _sentinel_result(job, threat, plan, "black-box")
     records.append(checks.queries_find_no_more(tried, broken))
     if not job.out_of_time:

@@ -37,6 +37,8 @@ def verdict(
     blind = access in ("scores", "labels")
     if blind:
         reasons.append(_black_box(attacks, access))
+        more = [check for check in checks if check.name == "converged" and check.passed is False]
+        reasons += [f"More queries break more: {check.detail}." for check in more]
     elif any(check.name == "gradients" for check in failed):
         reasons.append(
             "So attacks that need no gradient went first, on every image; what they left standing is not shown to be "
