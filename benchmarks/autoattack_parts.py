@@ -44,18 +44,27 @@ def ours(part: str, eps: float, norm: str, seed: int, queries: int) -> Attack:
     if part.startswith("fab"):
         return FAB(eps, norm=norm, seed=seed, n_targets=9 if part == "fab-t" else 0, minimize=False)
     if part == "apgd-t":
-        return APGD(eps, norm=norm, seed=seed, loss="dlr", n_targets=9)
-    return APGD(eps, norm=norm, seed=seed, loss=part.removeprefix("apgd-"))
+        return APGD(eps, norm=norm, seed=seed, loss="dlr", n_targets=_budget(norm)["num_targets"])
+    return APGD(eps, norm=norm, seed=seed, loss=part.removeprefix("apgd-"), restarts=_budget(norm)["n_restarts"])
+
+
+def _budget(norm: str) -> dict[str, int]:
+    """What differs in l1, by adv-lib's names."""
+    return {"n_restarts": 5, "num_targets": 5} if norm == "l1" else {"n_restarts": 1, "num_targets": 9}
 
 
 def adv_lib(model: nn.Module, part: str, eps: float, norm: str) -> Runner | None:
     from adv_lib.attacks import apgd, apgd_targeted, fab
 
-    order = float("inf") if norm == "linf" else 2
+    order, wide = {"linf": float("inf"), "l2": 2, "l1": 1}[norm], norm == "l1"
+    restarts, targets = _budget(norm).values()
     if part == "apgd-t":
-        return lambda x, y: apgd_targeted(model, x, y, eps, norm=order, num_targets=9)
+        return lambda x, y: apgd_targeted(model, x, y, eps, norm=order, num_targets=targets, use_large_reps=wide)
     if part in ("apgd-ce", "apgd-dlr"):
-        return lambda x, y: apgd(model, x, y, eps, norm=order, loss_function=part.removeprefix("apgd-"))
+        loss = part.removeprefix("apgd-")
+        return lambda x, y: apgd(
+            model, x, y, eps, norm=order, loss_function=loss, n_restarts=restarts, use_large_reps=wide
+        )
     if part == "fab":
         return lambda x, y: fab(model, x, y, norm=order, restarts=1)
     if part == "fab-t":
@@ -72,6 +81,8 @@ def art(model: nn.Module, part: str, eps: float, norm: str, queries: int, shape:
     classifier = PyTorchClassifier(
         model, loss=nn.CrossEntropyLoss(), input_shape=shape, nb_classes=classes, clip_values=(0, 1), device_type="cpu"
     )
+    if norm == "l1":  # it has no Square there, and its APGD has no l1 schedule
+        return None
     order = np.inf if norm == "linf" else 2
     losses = {"apgd-ce": "cross_entropy", "apgd-dlr": "difference_logits_ratio"}
     if part in losses:
@@ -131,7 +142,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--data", default="demo")
     parser.add_argument("--eps", default="2/255", type=lambda text: float(Fraction(text)))
-    parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
+    parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
     parser.add_argument("--n", default=200, type=int)
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--queries", default=5000, type=int, help="Square's budget where it runs alone")

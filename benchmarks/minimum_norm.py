@@ -24,12 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from robust import load_data, load_model
-from robust.attacks import DDN, FMN, SigmaZero
+from robust.attacks import DDN, FAB, FMN, SigmaZero
 from robust.attacks.minimum import MinimumNorm
+from robust.attacks.registry import build
 from robust.counting import CountedModel
 from robust.threats import NORMS, TOLERANCE
 
 ORDER = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}
+# FAB wants an eps; these hold every image of 3 x 32 x 32 values.
+_WIDEST = {"linf": 1.0, "l2": 60.0, "l1": 3072.0}
 Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -43,13 +46,38 @@ class Result:
     seconds: float
 
 
+def deepfool_and_cw() -> dict[str, Method]:
+    """DeepFool and C&W in l2, as each library has them; C&W in 10 rounds of 100 steps."""
+    from adv_lib.attacks import carlini_wagner_l2, df, sdf
+
+    methods: dict[str, Method] = {
+        "adv-lib DeepFool": df,
+        "adv-lib SuperDeepFool": sdf,
+        "adv-lib C&W": lambda m, x, y: carlini_wagner_l2(
+            m, x, y, binary_search_steps=10, max_iterations=100, learning_rate=0.05, initial_const=1.0
+        ),
+    }
+    for text in (
+        "foolbox:L2DeepFoolAttack(steps=100)",
+        "foolbox:L2CarliniWagner(binary_search_steps=10, steps=100, stepsize=0.05)",
+        "art:DeepFool(max_iter=100)",
+        "art:CarliniL2Method(binary_search_steps=10, max_iter=100, learning_rate=0.05)",
+    ):
+        methods[text.partition("(")[0]] = build(text, norm="l2", eps=_WIDEST["l2"], seed=0)
+    return methods
+
+
 def ours(norm: str, steps: int) -> dict[str, Method]:
     attacks: dict[str, MinimumNorm] = {"FMN": FMN(norm=norm, steps=steps)}
     if norm == "l2":
         attacks["DDN"] = DDN(steps=steps)
     if norm == "l0":
         attacks["sigma-zero"] = SigmaZero(steps=steps)
-    return {f"robust {name}": _points(attack) for name, attack in attacks.items()}
+    methods = {f"robust {name}": _points(attack) for name, attack in attacks.items()}
+    if norm != "l0":
+        methods["robust FAB"] = FAB(_WIDEST[norm], norm=norm, steps=steps)
+        methods["robust FAB-T"] = FAB(_WIDEST[norm], norm=norm, steps=max(steps // 9, 1), n_targets=9)
+    return methods
 
 
 def _points(attack: MinimumNorm) -> Method:
@@ -58,7 +86,7 @@ def _points(attack: MinimumNorm) -> Method:
 
 def adv_lib(norm: str, steps: int) -> dict[str, Method]:
     try:
-        from adv_lib.attacks import ddn, fmn, pdpgd, sigma_zero
+        from adv_lib.attacks import ddn, fab, fmn, pdgd, pdpgd, sigma_zero
     except ImportError:
         sys.exit("adv-lib is not installed: pip install wheel, then pip install --no-build-isolation adv-lib")
     order = ORDER[norm]
@@ -69,8 +97,10 @@ def adv_lib(norm: str, steps: int) -> dict[str, Method]:
         methods["adv-lib sigma-zero x3"] = lambda m, x, y: sigma_zero(m, x, y, num_steps=3 * steps)
     else:
         methods["adv-lib PDPGD"] = lambda m, x, y: pdpgd(m, x, y, order, num_steps=steps)
+        methods["adv-lib FAB"] = lambda m, x, y: fab(m, x, y, order, n_iter=steps)
     if norm == "l2":
         methods["adv-lib DDN"] = lambda m, x, y: ddn(m, x, y, steps=steps, levels=None)
+        methods["adv-lib PDGD"] = lambda m, x, y: pdgd(m, x, y, num_steps=steps)
     return methods
 
 
@@ -117,6 +147,8 @@ def main() -> None:
     parser.add_argument("--n", default=64, type=int, help="images, all classified right")
     parser.add_argument("--steps", default=100, type=int, help="gradient steps of every method")
     parser.add_argument("--batch", default=64, type=int)
+    parser.add_argument("--deepfool-cw", action="store_true", help="in l2, also DeepFool and C&W of all libraries")
+    parser.add_argument("--without", default="", help="leave out methods whose name holds one of these, such as FAB")
     parser.add_argument("--norms", default="linf,l2,l1,l0")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -131,6 +163,10 @@ def main() -> None:
     print(f"{'median':>10}{'optimality':>12}")
     for norm in arguments.norms.split(","):
         methods = ours(norm, arguments.steps) | adv_lib(norm, arguments.steps)
+        if norm == "l2" and arguments.deepfool_cw:
+            methods |= deepfool_and_cw()
+        left_out = arguments.without.split(",") if arguments.without else []
+        methods = {name: method for name, method in methods.items() if not any(part in name for part in left_out)}
         results = {
             name: measure(method, model, images, labels, norm, arguments.batch) for name, method in methods.items()
         }

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robust.auditing import audit
     from robust.data import ImageSet, load_data
+    from robust.defenses.smoothing import SmoothedClassifier, certify
     from robust.errors import InputError, NoGradientError, RobustError
+    from robust.hardening import harden
     from robust.ledger import Ledger
     from robust.models import load_model
     from robust.reports import write_report
@@ -32,16 +34,19 @@ _HOME = {
     "Ledger": "robust.ledger",
     "NoGradientError": "robust.errors",
     "RobustError": "robust.errors",
+    "SmoothedClassifier": "robust.defenses.smoothing",
     "ThreatModel": "robust.threats",
     "audit": "robust.auditing",
+    "certify": "robust.defenses.smoothing",
+    "harden": "robust.hardening",
     "load_data": "robust.data",
     "load_model": "robust.models",
     "write_report": "robust.reports",
 }
 
 __all__ = [
-    "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "ThreatModel", "audit",
-    "load_data", "load_model", "write_report",
+    "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "SmoothedClassifier",
+    "ThreatModel", "audit", "certify", "harden", "load_data", "load_model", "write_report",
 ]  # fmt: skip
 
 

@@ -12,12 +12,14 @@ import numpy as np
 
 from robust.attacks.base import Knowledge
 from robust.attacks.registry import find
-from robust.checks import CHECK_NAMES
+from robust.checking import ACCESS
+from robust.checks import CATALOG, coverage
 from robust.curve import curve
 from robust.ledger import Ledger, Queries, Run
 from robust.plan import Access, Step, left_out
+from robust.rates import randomized_record
 from robust.reports.score import audit_score, threat_score
-from robust.running import ACCESS, CHECKS, CURVE, distances
+from robust.running import CHECKS, CURVE, distances
 from robust.stats import rate
 from robust.summary import (
     AttackRecord,
@@ -51,7 +53,7 @@ def assemble(
 ) -> AuditSummary:
     """The summary of all that the ledger holds."""
     images = ledger.images()
-    results = [threat_result(ledger, threat, attacks) for threat in threats]
+    results = [threat_result(ledger, threat, attacks, subject.model.classes) for threat in threats]
     return AuditSummary(
         robust_version=version("robust"),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -64,29 +66,34 @@ def assemble(
         score=audit_score({result.threat.text: result.score for result in results}),
         warnings=subject.warnings,
         seconds=sum(result.cost.seconds for result in results),
-        machine=_machine(),
-        versions=_versions(),
+        machine=machine(),
+        versions=versions(),
     )
 
 
-def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] | None) -> ThreatResult:
-    """What the ledger says of one threat model."""
+def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] | None, classes: int) -> ThreatResult:
+    """What the ledger says of one threat model, for a model that tells ``classes`` apart."""
     images, rows = ledger.images(), ledger.rows(threat.text)
     n = len(images)
     correct = np.array([row.correct for row in images])
     distance = distances(rows, n)
     broken = [row for row in rows if row.broken_by]
     records = _attack_records(ledger, threat)
-    checks = _checks(ledger, threat)
+    standing = int(correct.sum()) - len(broken)
+    checks = _checks(ledger, threat, records, standing, classes)
     access: Access = ledger.meta(ACCESS) or "gradients"
     missing = [] if attacks is None else left_out(threat, attacks, access)
     judgement, reasons = verdict(checks, records, missing, access)
-    robust = rate(int(correct.sum()) - len(broken), n)
+    over_draws = randomized_record(ledger, threat.text)
+    # Of a random model the mean over draws counts, rounded down to whole images, where it is lower.
+    counted = standing if over_draws is None else min(standing, int(n * over_draws.robust_accuracy.value))
+    robust = rate(counted, n)
     found = distance[correct]
     median = float(np.median(found)) if len(found) else float("inf")
     return ThreatResult(
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, text=threat.text),  # type: ignore[arg-type]
         robust_accuracy=robust,
+        randomized=over_draws,
         verdict=judgement,
         reasons=reasons,
         checks=checks,
@@ -149,21 +156,34 @@ def _status(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> 
     return ("unfinished", "the budget ran out") if runs else ("skipped", "the budget ran out")
 
 
-def _checks(ledger: Ledger, threat: ThreatModel) -> list[CheckRecord]:
+def _checks(
+    ledger: Ledger, threat: ThreatModel, attacks: list[AttackRecord], standing: int, classes: int
+) -> list[CheckRecord]:
     """All checks in a fixed order; one that never ran is stated as such."""
-    found = {**ledger.checks(""), **ledger.checks(threat.text)}
+    images = ledger.images()
+    right = sum(image.correct for image in images)
+    books = (
+        coverage.clean_accuracy_is_plausible(right, len(images), classes),
+        coverage.every_success_counts(attacks, standing, right),
+        coverage.kinds_of_attack(attacks),
+        coverage.every_attack_ended(attacks),
+    )
+    found = {
+        name: CheckRecord.model_validate_json(text)
+        for name, text in {**ledger.checks(""), **ledger.checks(threat.text)}.items()
+    }
+    found.update({record.name: record for record in books})
     return [
-        CheckRecord.model_validate_json(found[name])
-        if name in found
-        else CheckRecord(
-            name=name, title=f"Check {name!r}", passed=None, detail="not run: the budget ran out, or no image is "
-            "classified right", meaning="The verdict is incomplete without it.", weight="evidence",
+        found.get(entry.name)
+        or CheckRecord(
+            name=entry.name, title=f"Check {entry.name!r}", passed=None, detail="not run: the budget ran out, or no "
+            "image is classified right", meaning="The verdict is incomplete without it.", weight="evidence",
         )
-        for name in CHECK_NAMES
+        for entry in CATALOG
     ]  # fmt: skip
 
 
-def _machine() -> str:
+def machine() -> str:
     import os
 
     import torch
@@ -172,7 +192,7 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {device}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("robust", "torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "numpy"):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from robust.assembling import Subject, assemble
 from robust.batching import batches, comfortable_batch
+from robust.checking import access_of
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
+from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
-from robust.models import check_model, evaluating, identify, load_model, parameter_count
+from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model, parameter_count
 from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
@@ -39,6 +41,7 @@ from robust.request import (
 )
 from robust.running import Job, run_threat
 from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, Settings
+from robust.surrogates import ModelSource, load_surrogates
 from robust.threats import ThreatModel
 
 DEFAULT_THREAT = "linf:8/255"
@@ -51,6 +54,7 @@ def audit(
     threats: Sequence[str | ThreatModel] = (DEFAULT_THREAT,),
     *,
     attacks: Sequence[str] | None = None,
+    surrogates: Sequence[ModelSource] = (),
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -64,6 +68,7 @@ def audit(
     resize: tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     trust: bool = False,
+    bpda: Sequence[str] | Mapping[str, Backward] = (),
     name: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
@@ -77,6 +82,8 @@ def audit(
         threats: threat models, as objects or text such as ``"linf:8/255"``.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
+        surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
+            and must find nothing that the model's own gradients missed.
         limit: audit a random sample of so many images.
         seed: of the sample and of every attack. The same seed gives the same verdicts on one machine.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
@@ -88,6 +95,9 @@ def audit(
         out: folder for `audit.json`, `report.html` and `ledger.sqlite`; None keeps nothing on disk. An audit of the
             same things there is resumed.
         weights, mean, std, trust: see :func:`robust.load_model`; resize, class_names: see :func:`robust.load_data`.
+        bpda: names of sub-modules, such as ``"preprocess"``, whose gradient attacks replace by the identity, or of each
+            the differentiable function whose gradient to use instead (see :func:`robust.models.bpda`). Successes count
+            only on the untouched model.
         name: what to call the model in the report.
 
     Returns:
@@ -101,7 +111,7 @@ def audit(
         threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out), precision=check_precision(precision),
     )  # fmt: skip
-    check_attacks(request)
+    check_attacks(request, bool(surrogates))
     check_budget(budget)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
@@ -109,8 +119,10 @@ def audit(
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(request.device)
     for threat in request.threats:
         threat.check_shape(images.shape)
+    fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
+    others = load_surrogates(surrogates, first, classes, request.device, trust)
     size = batch_size or comfortable_batch(network, first[:1])
     predictions = _clean_pass(network, images, request.device, size, progress)
     record = ModelRecord(
@@ -120,20 +132,21 @@ def audit(
         name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
         class_names=list(images.class_names),
     )  # fmt: skip
-    ledger = _open_ledger(request, record, described, images, predictions, size)
+    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others)
     with ledger:
         lane = _lane(ledger, network, images, request)
         job = Job(
             model=network, counted=CountedModel(network, None if lane.report.kind == "plain" else lane),
             data=images, ledger=ledger, device=request.device,
-            attacks=request.attacks, seed=seed, batch_size=ledger.meta("batch_size"),
+            attacks=request.attacks, surrogates=others, seed=seed, batch_size=ledger.meta("batch_size"),
             deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
+            bpda=fronts,
         )  # fmt: skip
         for threat in request.threats:
             run_threat(job, threat)
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
-            attacks=_names(request, job.access or "gradients"), standard_attacks=request.attacks is None,
+            attacks=_names(request, access_of(job)), standard_attacks=request.attacks is None,
             lane=lane.report.kind, lane_detail=lane.report.detail,
             command=command or _call(record.name, described.name, request, limit),
         )  # fmt: skip
@@ -201,12 +214,15 @@ def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
 
 
 def _open_ledger(
-    request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int
-) -> Ledger:
+    request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int,
+    fronts: tuple[str, ...], surrogates: Sequence[nn.Module],
+) -> Ledger:  # fmt: skip
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
         "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
+        **({"bpda": list(fronts)} if fronts else {}),
+        **({"surrogates": [identify(surrogate) for surrogate in surrogates]} if surrogates else {}),
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
@@ -263,9 +279,11 @@ def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) 
     return None
 
 
-def default_folder(model: str, data: str, threats: Sequence[str], seed: int, limit: int | None) -> Path:
+def default_folder(
+    model: str, data: str, threats: Sequence[str], seed: int, limit: int | None, surrogates: Sequence[str] = ()
+) -> Path:
     """Where the command puts an audit when not told: the same command finds its own audit again."""
-    words = json.dumps([model, data, list(threats), seed, limit]).encode()
+    words = json.dumps([model, data, list(threats), seed, limit, *surrogates]).encode()
     stem = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
     return Path("robust-audits") / f"{stem}-{hashlib.sha256(words).hexdigest()[:8]}"
 
@@ -289,9 +307,10 @@ def verify_audit(
     if identify(network) != summary.model.sha256:
         raise InputError(f"{folder}: audited another model ({summary.model.name}); its weights differ from these")
     with Ledger.open(Path(folder) / LEDGER) as ledger:
+        judge = Voting(network, summary.settings.seed).again() if drawn(ledger) else network
         return {
             result.threat.text: replay(
-                network, ledger, ThreatModel(result.threat.norm, result.threat.eps, result.threat.text), place, 64
+                judge, ledger, ThreatModel(result.threat.norm, result.threat.eps, result.threat.text), place, 64
             )
             for result in summary.threats
         }

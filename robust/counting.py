@@ -14,6 +14,9 @@ class Passes:
     forward: int = 0
     backward: int = 0
 
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
     def __sub__(self, other: Passes) -> Passes:
         return Passes(self.forward - other.forward, self.backward - other.backward)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from robust.attacks import Transfer
 from robust.attacks.registry import build
 from robust.errors import InputError, unknown
 from robust.lane import PRECISIONS
@@ -43,13 +44,15 @@ def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]
     return threats
 
 
-def check_attacks(request: Request) -> None:
+def check_attacks(request: Request, surrogates: bool = False) -> None:
     """Names, settings and norms of the attacks asked for, before anything is computed."""
     if request.attacks == ():
         raise InputError("attacks: give at least one, or none at all for the standard list")
     for threat in request.threats:
         for text in request.attacks or ():
             attack = build(text, norm=threat.norm, eps=threat.eps, seed=request.seed)
+            if isinstance(attack, Transfer) and not surrogates:
+                raise InputError(f"--attacks {text}: needs a model to take gradients from; give --surrogate MODEL")
             if threat.norm not in attack.norms:
                 raise InputError(
                     f"--attacks {text}: has no {threat.norm} form, which threat {threat.text} needs; it supports "

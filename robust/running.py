@@ -8,37 +8,43 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust import checks
+from robust.adapting import prepare, tell_difference
+from robust.attacks import Transfer
 from robust.attacks.queries import only_asks
 from robust.attacks.registry import build
 from robust.batching import batches
+from robust.checking import CHECKS, access_of, blind, finding_checks
 from robust.counting import CountedModel
 from robust.curve import Bracket, smallest, smallest_by_queries
 from robust.data import ImageSet
 from robust.errors import InputError, NoGradientError
-from robust.evidence import Confirmed, confirm, findings, query_rows, replay
+from robust.evidence import Confirmed, confirm, findings, query_rows
 from robust.ledger import Ledger, Queries, Row, Run
-from robust.plan import Access, Step, steps
+from robust.models import Backward
+from robust.plan import Step, steps
 from robust.progress import Progress
-from robust.summary import CheckRecord
+from robust.rates import measure_rates
 from robust.threats import ThreatModel
 
+__all__ = ["CHECKS", "CURVE", "Job", "distances", "run_threat"]
+
 CURVE = "curve"
-CHECKS = "checks"
-ACCESS = "access"
-_SAMPLE = 128
 
 
 @dataclass(frozen=True)
 class Job:
-    """One audit under way: the untouched model (evidence), the counted one (attacks), images, settings, ledger."""
+    """One audit under way: the untouched model (evidence), the counted one (attacks), images, settings, ledger.
+
+    ``bpda``: sub-modules by name whose backward function attacks replace. ``random``: the model draws random numbers,
+    and both of the above are over draws.
+    """
 
     model: nn.Module
     counted: CountedModel
@@ -46,24 +52,17 @@ class Job:
     ledger: Ledger
     device: torch.device
     attacks: tuple[str, ...] | None
+    surrogates: tuple[nn.Module, ...]
     seed: int
     batch_size: int
     deadline: float
     progress: Progress
+    bpda: Mapping[str, Backward] = field(default_factory=dict)
+    random: bool = False
 
     @property
     def out_of_time(self) -> bool:
         return time.monotonic() > self.deadline
-
-    @property
-    def access(self) -> Access | None:
-        """What the model gives an attacker; None before it was looked at."""
-        found: Access | None = self.ledger.meta(ACCESS)
-        return found
-
-    @property
-    def gradients(self) -> bool:
-        return self.access not in ("scores", "labels")
 
     def load(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) and labels (N,) on the device."""
@@ -75,17 +74,24 @@ class Job:
 
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
-    plan = steps(threat, job.attacks, _model_checks(job, threat))
+    view = prepare(job, threat)
+    plan = steps(
+        threat, job.attacks, view.gradients, view.via, view.job.random, bool(job.surrogates), access=access_of(job)
+    )
     position = 0
     while position < len(plan):
         step = plan[position]
         job.ledger.set_meta(f"plan {threat.text}", [planned.label for planned in plan])
-        broken = _run_step(job, threat, [planned.label for planned in plan], step)
-        if broken and step.escalates and step.attack not in {planned.label for planned in plan}:
-            plan.insert(position + 1, Step(step.attack))
+        seen = view.last if step.via else view.job
+        broken = _run_step(seen, threat, [planned.label for planned in plan], step)
+        whole = Step(step.attack, via=step.via)
+        if broken and step.escalates and whole.label not in {planned.label for planned in plan}:
+            plan.insert(position + 1, whole)
         position += 1
-    _run_curve(job, threat)
-    _attack_checks(job, threat, plan)
+    tell_difference(view, threat, plan)
+    _run_curve(view.last, threat)
+    finding_checks(view.last, threat, plan)
+    measure_rates(view.last, threat)
 
 
 # Attacks
@@ -98,16 +104,18 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
         standing = sorted(random.Random(job.seed).sample(standing, step.limit))
     job.progress.stage(f"{threat.text}  {step.label}", len(standing))
 
-    def attack(images: Tensor, labels: Tensor, ids: list[int]) -> Attempted:
-        chosen = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)
+    def attempt(images: Tensor, labels: Tensor, ids: list[int]) -> Attempted:
+        attack = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)
+        if isinstance(attack, Transfer):
+            attack = replace(attack, surrogates=job.surrogates)
         names: list[str | None] = [step.label] * len(ids)
-        if not only_asks(chosen):
-            return Attempted(confirm(job.model, images, chosen(job.counted, images, labels), labels, threat), names)
-        asked = chosen.queried(job.counted, images, labels)
+        if not only_asks(attack):
+            return Attempted(confirm(job.model, images, attack(job.counted, images, labels), labels, threat), names)
+        asked = attack.queried(job.counted, images, labels)
         confirmed = confirm(job.model, images, asked.points, labels, threat)
         return Attempted(confirmed, names, query_rows(asked, confirmed, ids))
 
-    runs = _run_batches(job, threat, step.label, standing, attack)
+    runs = _run_batches(job, threat, step.label, standing, attempt)
     broken, seconds = sum(run.broken for run in runs), sum(run.seconds for run in runs)
     tried = sum(run.tried for run in runs)
     problem = next((f"  {run.status}: {run.detail}" for run in runs if run.status != "done"), "")
@@ -192,7 +200,7 @@ def _run_curve(job: Job, threat: ThreatModel) -> None:
     def search(images: Tensor, labels: Tensor, ids: list[int]) -> Attempted:
         rows = {row.image: row for row in job.ledger.rows(threat.text)}
         bracket = _known(job, threat, images, [rows.get(image) for image in ids])
-        find = smallest if job.gradients else smallest_by_queries
+        find = smallest_by_queries if blind(job) else smallest
         found = find(job.counted, images, labels, threat, bracket, job.seed).adversarial
         # Rounding to 8-bit color must not make the smallest perturbation larger, so each gets its own ball.
         anywhere = confirm(job.model, images, found, labels, threat, eps=threat.geometry.length(found - images))
@@ -217,79 +225,6 @@ def _known(job: Job, threat: ThreatModel, images: Tensor, rows: list[Row | None]
         high[i], low[i] = row.distance, 0.0
         adversarial[i] = torch.from_numpy(stored).to(job.device)
     return Bracket(low, high, adversarial)
-
-
-# Checks
-
-
-def _sample(job: Job, threat: ThreatModel) -> checks.Sample | None:
-    correct = job.correct()
-    if not correct:
-        return None
-    chosen = sorted(random.Random(job.seed).sample(correct, min(_SAMPLE, len(correct))))
-    images, labels = job.load(chosen)
-    evidence = job.counted.evidence
-    return checks.Sample(evidence, images, labels, threat, job.seed, job.batch_size, job.gradients)
-
-
-def _model_checks(job: Job, threat: ThreatModel) -> Access:
-    """Checks of the model itself, the same under every threat; returns what the model gives an attacker."""
-    if job.access is None and (sample := _sample(job, threat)) is not None:
-        job.ledger.set_meta(ACCESS, checks.access(replace(sample, model=job.model)))
-    _run_checks(job, "", threat, checks.MODEL_CHECKS)
-    found = job.ledger.checks("").get("gradients")
-    failed = found is not None and CheckRecord.model_validate_json(found).passed is False
-    return "masked" if failed and job.gradients else job.access or "gradients"
-
-
-def _attack_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
-    _run_checks(job, threat.text, threat, checks.ATTACK_CHECKS)
-    rows = [row for row in job.ledger.rows(threat.text) if row.broken_by]
-    survive = sum(bool(row.eight_bit) for row in rows)
-    records = [checks.eight_bit_survival(survive, len(rows))]
-    tried, broken = _sentinel_result(job, threat, plan, "converged")
-    records.append(checks.steps_find_no_more(tried, broken, len(job.data), job.gradients))
-    tried, broken = _sentinel_result(job, threat, plan, "black-box")
-    records.append(checks.queries_find_no_more(tried, broken))
-    if not job.out_of_time:
-        again = replay(job.model, job.ledger, threat, job.device, max(1, job.batch_size // 2))
-        records.append(checks.evidence_replays(again.replayed, len(again.failed)))
-    for record in records:
-        job.ledger.set_check(threat.text, record.name, record.model_dump_json())
-
-
-def _sentinel_result(job: Job, threat: ThreatModel, plan: list[Step], check: str) -> tuple[int | None, int]:
-    """What a sentinel tried and broke; None where it did not run to its end."""
-    for step in plan:
-        if step.check == check and job.ledger.meta(f"finished {threat.text} {step.label}"):
-            runs = [run for run in job.ledger.runs(threat.text) if run.attack == step.label]
-            if all(run.status == "done" for run in runs):
-                return sum(run.tried for run in runs), sum(run.broken for run in runs)
-    return None, 0
-
-
-def _run_checks(job: Job, key: str, threat: ThreatModel, chosen: Sequence[checks.Check]) -> None:
-    """Run the checks not yet in the ledger under ``key``; their cost is charged to the threat."""
-    sample = _sample(job, threat)
-    job.progress.stage(f"{threat.text}  checks", len(chosen))
-    for check in chosen:
-        if sample is not None and not job.out_of_time:
-            label = f"{key} {check.__name__}"
-            if job.ledger.meta(label) is None:
-                before, start = job.counted.passes, time.perf_counter()
-                record = check(sample)
-                cost = job.counted.passes - before
-                job.ledger.set_check(key, record.name, record.model_dump_json())
-                job.ledger.set_meta(label, True)
-                job.ledger.record(
-                    Run(
-                        threat=threat.text, attack=CHECKS, batch=checks.CHECK_NAMES.index(record.name),
-                        tried=len(sample), broken=0, rejected=0, forward=cost.forward, backward=cost.backward,
-                        seconds=time.perf_counter() - start, status="done", detail=record.name,
-                    ),
-                    [],
-                )  # fmt: skip
-        job.progress.advance(1)
 
 
 def distances(rows: Sequence[Row], n: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

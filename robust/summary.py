@@ -103,11 +103,36 @@ class ScoreRecord(_Record):
     )
 
 
+class MeanRate(_Record):
+    """The mean over images of a share of draws, with its conservative 95 % Clopper-Pearson interval over images."""
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    n: int = Field(ge=1)
+
+
+class RandomizedRecord(_Record):
+    """What was measured of a model that draws random numbers; see docs/verdict.md."""
+
+    draws: int = Field(description="fresh draws per image behind each rate")
+    votes: int = Field(description="fresh draws whose majority says whether an image counts as broken")
+    attack_draws: int = Field(description="draws over which attacks average each gradient pass")
+    clean_accuracy: MeanRate = Field(description="expected accuracy unattacked")
+    robust_accuracy: MeanRate = Field(description="expected accuracy on each image's worst adversarial image")
+    mostly_wrong: int = Field(description="images misread in most draws, by the 95 % interval of their own rate")
+    mostly_right: int = Field(description="images read right in most draws, by the same interval")
+    undecided: int
+
+
 class ThreatResult(_Record):
     """What the audit found for one threat model."""
 
     threat: ThreatRecord
     robust_accuracy: Rate
+    randomized: RandomizedRecord | None = Field(
+        default=None, description="for models that draw random numbers: accuracies as rates over fresh draws"
+    )
     certified_accuracy: Rate | None = None
     verdict: Verdict
     reasons: list[str] = Field(description="one sentence each: what led to the verdict")

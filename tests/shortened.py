@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robust.attacks import APGD, FAB, Attack, AutoAttack, Square
+from torch import Tensor
+
+from robust.attacks import APGD, FAB, Attack, AutoAttack, Square, Transfer
+from robust.attacks.base import Goal, Model
 
 
 class ShortAutoAttack(AutoAttack):
@@ -19,3 +22,13 @@ def _short(part: Attack) -> Attack:
         return replace(part, queries=60)
     assert isinstance(part, APGD | FAB)
     return replace(part, steps=5)
+
+
+class SelfTransfer(Transfer):
+    """Transfer with the attacked model as its own surrogate: then it must do what any gradient attack must."""
+
+    knowledge = "white-box"
+
+    def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
+        own = Transfer(**{**vars(self), "surrogates": (model,)})
+        return own.run(model, images, goal, eps, seeds)

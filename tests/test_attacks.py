@@ -8,16 +8,18 @@ import pytest
 import torch
 from contract import CHECKS, Case, Check
 from oracles import EPS
-from shortened import ShortAutoAttack
+from shortened import SelfTransfer, ShortAutoAttack
 
 from robust import attacks
 from robust.attacks import (
+    ACG,
     APGD,
     DDN,
     FAB,
     FGSM,
     FMN,
     PGD,
+    PGDEOT,
     Attack,
     Auto,
     HopSkipJump,
@@ -33,16 +35,19 @@ NATIVE = (
     Case("fgsm", FGSM, one_pass=True),
     Case("pgd", PGD, {"steps": 10}, budgets=("steps", "restarts")),
     Case("pgd-margin", PGD, {"steps": 10, "loss": "margin", "random_start": False}, budgets=("steps", "restarts")),
+    Case("pgd-eot", PGDEOT, {"steps": 10, "eot": 2}, budgets=("steps",)),
     Case("apgd-ce", APGD, {"steps": 10}, budgets=("restarts",)),
     Case("apgd-dlr", APGD, {"steps": 10, "loss": "dlr"}, budgets=("restarts",)),
     Case("apgd-t", APGD, {"steps": 10, "loss": "dlr", "n_targets": 3}, budgets=("restarts", "n_targets")),
     Case("apgd-eot", APGD, {"steps": 5, "eot": 2}, {"steps": 10}, budgets=("restarts",)),
+    Case("acg", ACG, {"steps": 10}, budgets=("restarts",)),
     Case("auto", Auto),
     Case("square", Square, {"queries": 80}, {"queries": 1000}, flat=False),
     Case("simba", SimBA, {"queries": 150}, {"queries": 1000}, flat=False),
     Case("simba-pixel", SimBA, {"queries": 150, "basis": "pixel"}, {"queries": 1000}, flat=False),
     Case("hopskipjump", HopSkipJump, {"queries": 200}, {"queries": 1000}),
     Case("rays", RayS, {"queries": 100}, {"queries": 2000}),
+    Case("transfer", SelfTransfer, {"steps": 10, "kernel": 1}, flat=False),
     Case("fab", FAB, {"steps": 10}, budgets=("steps", "restarts")),
     Case("fab-t", FAB, {"steps": 10, "n_targets": 3, "minimize": False}, budgets=("steps", "restarts", "n_targets")),
     Case("fmn", FMN, {"steps": 20}),

@@ -158,7 +158,6 @@ def test_no_time_at_all_is_inconclusive_and_says_what_is_missing() -> None:
         ("detach", "gradients"),
         ("saturate", "gradients"),
         ("softmax", "logits"),
-        ("noise", "deterministic"),
         ("batch", "batch"),
     ],
 )

@@ -40,6 +40,13 @@ def test_the_published_composition(norm: str) -> None:
     ]  # fmt: skip
 
 
+def test_the_published_composition_in_l1() -> None:
+    attack = AutoAttack(12.0, norm="l1", seed=4)
+    assert composition(attack) == [
+        ("apgd", "ce", 0, 5, 100, 1), ("apgd", "dlr", 5, 1, 100, 1), ("fab", 9, 1, 100), ("square", 5000, 0.8, None),
+    ]  # fmt: skip
+
+
 def test_squares_windows_shrink_after_the_published_queries() -> None:
     square = AutoAttack(0.1).parts()[3]
     assert isinstance(square, Square)
@@ -64,6 +71,11 @@ def test_what_an_image_that_never_breaks_costs() -> None:
     assert model.backward_images == 100 + 9 * 100 + 9 * 100
     # The clean image; per part its own clean pass and the check of its result; start and steps of each run.
     assert model.forward_images == 1 + 4 * 2 + 101 + 9 * 101 + 9 * 200 + 5001
+    model = Recording(Ignorant())
+    AutoAttack(0.5, norm="l1")(model, torch.rand(1, 1, 4, 4), torch.tensor([0]))
+    assert model.backward_images == 5 * 100 + 5 * 100 + 9 * 100
+    # In l1 the runs start afresh in each of three balls.
+    assert model.forward_images == 1 + 4 * 2 + 5 * 103 + 5 * 103 + 9 * 200 + 5001
 
 
 class Logged(Attack):
@@ -93,7 +105,7 @@ def test_each_attack_gets_only_what_still_stands() -> None:
     assert left.sum() < nudged[4:].sum()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_it_breaks_what_any_of_its_parts_breaks(norm: str) -> None:
     model, images = contract.net(), contract.batch(60)
     labels = contract.predictions(model, images)
@@ -118,9 +130,11 @@ def test_other_versions_norms_and_shapes_are_said() -> None:
     with pytest.raises(InputError, match="unknown version of autoattack 'standart': did you mean standard"):
         AutoAttack(0.1, version="standart")
     model, images = contract.net(), contract.batch(2)
-    for norm in ("l1", "l0"):
-        with pytest.raises(InputError, match=f"autoattack has no {norm} form; it supports linf, l2"):
-            AutoAttack(0.1, norm=norm)(model, images, contract.predictions(model, images))
+    with pytest.raises(InputError, match="autoattack has no l0 form; it supports linf, l2, l1"):
+        AutoAttack(0.1, norm="l0")(model, images, contract.predictions(model, images))
+    for version in ("plus", "rand"):
+        with pytest.raises(InputError, match="not published for l1"):
+            AutoAttack(0.1, norm="l1", version=version)
     with pytest.raises(InputError, match=r"shape \(N, C, H, W\)"):
         AutoAttack(0.1)(model, images.flatten(1), torch.tensor([0, 1]))
 

@@ -234,7 +234,7 @@ def test_l1_without_gradients_rests_on_single_values() -> None:
     standing = int((distances(LinearModel(), images, labels, "l1") > SEEN["l1"]).sum())
     result = audited(in_numpy, "l1")
     assert standing <= result.robust_accuracy.numerator <= standing + 1
-    assert "simba(queries=2000) alone" in result.reasons[0]
+    assert "square(queries=2000) and simba(queries=2000) alone" in result.reasons[0]
 
 
 def test_a_function_with_gradients_is_audited_with_them() -> None:
@@ -307,5 +307,5 @@ def test_what_was_asked_is_in_ledger_and_report(tmp_path: Path) -> None:
 
 def test_a_report_without_query_attacks_has_no_such_figure(tmp_path: Path) -> None:
     images, labels = images_of(LinearModel(), 6, 0)
-    robust.audit(LinearModel(), (images, labels), ["l1:0.05"], attacks=["fgsm"], out=tmp_path)
+    robust.audit(LinearModel(), (images, labels), ["l0:1"], attacks=["fgsm"], out=tmp_path)
     assert "queries per image" not in (tmp_path / "report.html").read_text(encoding="utf-8")

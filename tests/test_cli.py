@@ -48,7 +48,9 @@ def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 AUDIT = ("audit", "model.py:load", "data.npz", "--threat", "linf:0.004", "--out", "out")
 
 
-@pytest.mark.parametrize("command", [[], ["audit"], ["report"], ["verify"], ["attacks"], ["schema"]])
+@pytest.mark.parametrize(
+    "command", [[], ["audit"], ["certify"], ["harden"], ["report"], ["verify"], ["attacks"], ["schema"]]
+)
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['robust', *sys.argv[1:], '--help']\n"

@@ -18,9 +18,9 @@ from robust.errors import InputError
 def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
     assert list(listed) == [
-        "noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "auto", "square", "simba",
-        "hopskipjump", "rays", "fab", "fab-t", "fmn", "ddn",
-        "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
+        "noise", "fgsm", "pgd", "pgd-eot", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square", "simba",
+        "hopskipjump", "rays", "transfer", "fab", "fab-t", "fmn",
+        "ddn", "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
     ]  # fmt: skip
     for name, info in listed.items():
         attack = type(build(name, norm=info.norms[0], eps=0.1, seed=0))
@@ -137,8 +137,9 @@ def test_bad_text_gets_one_line(text, message):
 @pytest.mark.parametrize(
     ("text", "norm", "message"),
     [
-        ("square", "l0", "square has no l0 form; it supports linf, l2"),
-        ("autoattack", "l1", "autoattack has no l1 form; it supports linf, l2"),
+        ("square", "l0", "square has no l0 form; it supports linf, l2, l1"),
+        ("autoattack", "l0", "autoattack has no l0 form; it supports linf, l2, l1"),
+        ("autoattack-plus", "l1", "not published for l1"),
         ("art:DeepFool", "linf", "art:DeepFool has no linf form; it supports l2"),
         ("foolbox:L1PGD", "l2", "foolbox:L1ProjectedGradientDescentAttack has no l2 form; it supports l1"),
     ],

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from robust.attacks import Square
 from robust.attacks.base import Goal
 from robust.attacks.losses import margin
-from robust.attacks.square import _bump, _Bumps, _Faces
+from robust.attacks.square import _bump, _Bumps, _Faces, _Spikes
 from robust.errors import InputError
 from robust.threats import NORMS
 
-NORM_NAMES = ("linf", "l2")
-EPS = {"linf": 0.05, "l2": 0.5}
+NORM_NAMES = ("linf", "l2", "l1")
+EPS = {"linf": 0.05, "l2": 0.5, "l1": 3.0}
 
 
 class Stubborn(nn.Module):
@@ -149,23 +149,26 @@ def test_channels_get_their_own_faces() -> None:
 # The steps against literal ones
 
 
-def literal_bump(side: int) -> Vector:
-    """eta: two stacks of squares, square by square."""
+def literal_bump(side: int, order: int = 2) -> Vector:
+    """eta: two stacks of squares, square by square; in l1 they fall off faster."""
     bump = np.zeros((side, side))
     for start, rows, sign in ((0, side // 2, 1), (side // 2, side - side // 2, -1)):
         half = np.zeros((rows, side))
         for width in range(max(rows // 2, side // 2) + 1):
             top, left = rows // 2 - width, side // 2 - width
-            half[max(top, 0) : top + 2 * width + 1, max(left, 0) : left + 2 * width + 1] += 1 / (width + 1) ** 2
+            half[max(top, 0) : top + 2 * width + 1, max(left, 0) : left + 2 * width + 1] += (
+                1 / (width + 1) ** {2: 2, 1: 4}[order]
+            )
         if rows:
-            bump[start : start + rows] = sign * half / np.linalg.norm(half)
-    return bump / np.linalg.norm(bump)
+            bump[start : start + rows] = sign * half / np.linalg.norm(half.flatten(), order)
+    return bump / np.linalg.norm(bump.flatten(), order)
 
 
+@pytest.mark.parametrize("order", [2, 1])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 8, 13, 25])
-def test_the_bump_is_the_published_one(side: int) -> None:
-    bump = _bump(side, torch.float64, torch.device("cpu"))
-    np.testing.assert_allclose(bump.numpy(), literal_bump(side), atol=1e-12)
+def test_the_bump_is_the_published_one(side: int, order: int) -> None:
+    bump = _bump(side, torch.float64, torch.device("cpu"), order)
+    np.testing.assert_allclose(bump.numpy(), literal_bump(side, order), atol=1e-12)
 
 
 def corner(draw: Tensor, side: int, length: int) -> int:
@@ -229,6 +232,57 @@ def test_an_l2_step_is_algorithm_3(side: int, channels: int) -> None:
         points = stepped
 
 
+def literal_l1_step(image: Vector, point: Vector, eps: float, draw: list[float], side: int) -> Vector:
+    """The l1 step, channel by channel, up to the projection: images and perturbation (C, H, W)."""
+    channels, height, width = image.shape
+    first, second = np.zeros((height, width), bool), np.zeros((height, width), bool)
+    for window, down, across in ((first, draw[0], draw[2]), (second, draw[1], draw[3])):
+        top, left = int(down * (height - side + 1)), int(across * (width - side + 1))
+        window[top : top + side, left : left + side] = True
+    eta = literal_bump(side, 1).T if draw[4] < 0.5 else literal_bump(side, 1)
+    nu = point - image
+    unused = max(eps - np.abs(nu).sum(), 0)
+    for channel in range(channels):
+        old, sign = nu[channel][first], 1 if draw[5 + channel] < 0.5 else -1
+        fresh = sign * eta.flatten() + old / max(np.abs(old).sum(), 1e-12)
+        available = (np.abs(nu[channel][first | second]).sum() + unused / channels) * channels
+        nu[channel][second] = 0
+        nu[channel][first] = fresh / np.abs(fresh).sum() * available
+    return nu
+
+
+def nearest_in_ball_and_box(image: Vector, nu: Vector, eps: float) -> Vector:
+    """The l2-nearest point of the l1 ball and the box, its threshold by bisection."""
+    room = np.where(nu >= 0, 1 - image, image)
+    low, high = 0.0, float(np.abs(nu).max())
+    if np.minimum(np.abs(nu), room).sum() <= eps:
+        return np.clip(image + nu, 0, 1)
+    for _ in range(100):
+        middle = (low + high) / 2
+        within = np.minimum(np.maximum(np.abs(nu) - middle, 0), room).sum() <= eps
+        low, high = (low, middle) if within else (middle, high)
+    return image + np.sign(nu) * np.minimum(np.maximum(np.abs(nu) - high, 0), room)
+
+
+@pytest.mark.parametrize("side", [9, 5, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_l1_step_is_the_published_one(side: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(side)
+    images = torch.rand(8, channels, 9, 11, generator=generator, dtype=torch.float64)
+    eps = torch.linspace(0.5, 20, 8, dtype=torch.float64)
+    moves = _Spikes(images, eps)
+    points = moves.start(torch.arange(8) * 977, 0)
+    for _ in range(3):
+        draw = torch.rand(8, 5 + channels, generator=generator, dtype=torch.float64)
+        stepped = moves.step(points, draw, side**2 / 99)
+        for i in range(8):
+            image, point = images[i].numpy(), points[i].numpy()
+            moved = literal_l1_step(image, point, float(eps[i]), draw[i].tolist(), side)
+            wanted = nearest_in_ball_and_box(image, moved, float(eps[i]))
+            np.testing.assert_allclose(stepped[i].numpy(), wanted, rtol=0, atol=1e-9)
+        points = stepped
+
+
 def test_l2_starts_from_five_by_five_bumps() -> None:
     images = 0.4 + 0.2 * torch.rand(30, 2, 22, 27, dtype=torch.float64)
     start, _ = trials(Square(0.5, norm="l2", queries=2), images)
@@ -277,7 +331,7 @@ def test_linf_finds_the_exact_optimum_of_a_linear_model() -> None:
     np.testing.assert_allclose(gain, best, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "lead"), [("linf", 0.9), ("l2", 0.3)])
+@pytest.mark.parametrize(("norm", "lead"), [("linf", 0.9), ("l2", 0.3), ("l1", 0.3)])
 def test_a_linear_model_falls_where_the_optimum_is_comfortable(norm: str, lead: float) -> None:
     model, images, _, _ = linear(norm, lead)
     labels = torch.zeros(8, dtype=torch.long)
@@ -303,7 +357,7 @@ def test_no_linear_model_falls_beyond_the_optimum(norm: str) -> None:
 def test_any_shape_stays_in_ball_and_box_and_moves(norm: str, shape: tuple[int, int, int]) -> None:
     images = torch.rand(5, *shape)
     images[0] = images[0].round()
-    eps = torch.tensor([0.0, 0.01, 0.1, 0.5, 3.0]) * (1 if norm == "l2" else 0.3)
+    eps = torch.tensor([0.0, 0.01, 0.1, 0.5, 3.0]) * {"linf": 0.3, "l2": 1, "l1": 4}[norm]
     for model in (Stubborn(), Linear(torch.randn(3, math.prod(shape)), torch.tensor([1e3, 0, 0]))):
         watched = Recording(model)
         found = Square(eps, norm=norm, queries=25)(watched, images, torch.zeros(5, dtype=torch.long))
@@ -365,7 +419,7 @@ def test_targets_are_reached(norm: str) -> None:
     model, images = TinyNet(seed=1).eval(), torch.rand(12, 3, 6, 6)
     targets = (predictions(model, images) + 2) % 4
     for loss in (None, "margin"):
-        attack = Square({"linf": 0.3, "l2": 3.0}[norm], norm=norm, queries=400, loss=loss)
+        attack = Square({"linf": 0.3, "l2": 3.0, "l1": 20.0}[norm], norm=norm, queries=400, loss=loss)
         found = attack(model, images, predictions(model, images), targets)
         assert (predictions(model, found) == targets).sum() >= 11
 
@@ -484,8 +538,8 @@ def test_vectors_and_other_norms_are_refused() -> None:
     labels = torch.zeros(2, dtype=torch.long)
     with pytest.raises(InputError, match=r"square needs images of shape \(N, C, H, W\), not \(2, 36\)"):
         Square(0.1)(Stubborn(), torch.rand(2, 36), labels)
-    with pytest.raises(InputError, match="square has no l1 form"):
-        Square(1.0, norm="l1")(Stubborn(), torch.rand(2, 1, 6, 6), labels)
+    with pytest.raises(InputError, match="square has no l0 form"):
+        Square(1.0, norm="l0")(Stubborn(), torch.rand(2, 1, 6, 6), labels)
 
 
 # Beside ART

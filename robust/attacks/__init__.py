@@ -1,5 +1,6 @@
 """Attacks: each a frozen dataclass of its settings, called as ``attack(model, images, labels)``."""
 
+from robust.attacks.acg import ACG
 from robust.attacks.apgd import APGD
 from robust.attacks.auto import Auto
 from robust.attacks.autoattack import AutoAttack
@@ -11,18 +12,22 @@ from robust.attacks.fmn import FMN
 from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.noise import UniformNoise
 from robust.attacks.pgd import PGD
+from robust.attacks.pgd_eot import PGDEOT
 from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.simba import SimBA
 from robust.attacks.square import Square
+from robust.attacks.transfer import Transfer
 
 __all__ = [
+    "ACG",
     "APGD",
     "DDN",
     "FAB",
     "FGSM",
     "FMN",
     "PGD",
+    "PGDEOT",
     "Attack",
     "Auto",
     "AutoAttack",
@@ -31,5 +36,6 @@ __all__ = [
     "SigmaZero",
     "SimBA",
     "Square",
+    "Transfer",
     "UniformNoise",
 ]

@@ -81,8 +81,8 @@ class APGD(Attack):
         images, eps = task.images[index], task.eps[index]
         if self.norm != "l1":
             points = task.geometry.project(_start(task, images, eps, index), images, eps)
-            state = _first(task, points, index, 2 * eps, self.steps)
-            return _climb(task, state, self.steps, best, best_loss)
+            state = self._prepared(_first(task, points, index, 2 * eps, self.steps))
+            return _climb(self, task, state, best, best_loss)
         steps = [math.ceil(0.3 * self.steps), math.ceil(0.3 * self.steps)]
         steps.append(max(self.steps - sum(steps), 0))
         points = images + _direction(task, images, index)
@@ -94,6 +94,27 @@ class APGD(Attack):
             _climb_l1(task, state, count, factor, None, None)
             points = state.best
         raise AssertionError("unreachable")
+
+    # What other attacks of the same schedule do otherwise.
+
+    def _prepared(self, state: _State) -> _State:
+        return state
+
+    def _ascend(self, state: _State, step: int) -> Tensor:
+        """The next points, along gradient and momentum."""
+        momentum, state.previous = state.points - state.previous, state.points
+        geometry = self.geometry
+        moved = geometry.project(
+            geometry.steepest(state.gradient, state.points, state.size), state.images, state.eps
+        )  # fmt: skip
+        if step:
+            moved = geometry.project(
+                state.points + 0.75 * (moved - state.points) + 0.25 * momentum, state.images, state.eps
+            )  # fmt: skip
+        return moved
+
+    def _returned(self, state: _State, back: Tensor) -> None:
+        """Told which images (n,) went back to their best point."""
 
 
 @dataclass(frozen=True)
@@ -209,36 +230,27 @@ def _drop_solved(task: _Task, state: _State, values: Tensor, best: Tensor, best_
         state.keep(~done)
 
 
-def _climb(task: _Task, state: _State, steps: int, best: Tensor, best_loss: Tensor) -> Tensor:
+def _climb(attack: APGD, task: _Task, state: _State, best: Tensor, best_loss: Tensor) -> Tensor:
     """Algorithm 1 for linf and l2."""
-    geometry = task.geometry
+    steps = attack.steps
     window, shrink, smallest = max(int(0.22 * steps), 1), max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
     since = 0
     _drop_solved(task, state, state.best_loss.clone(), best, best_loss)
     for step in range(steps):
         if not len(state.index):
             break
-        momentum = state.points - state.previous
-        state.previous = state.points
-        moved = geometry.project(
-            geometry.steepest(state.gradient, state.points, state.size), state.images, state.eps
-        )  # fmt: skip
-        if step:
-            moved = geometry.project(
-                state.points + 0.75 * (moved - state.points) + 0.25 * momentum, state.images, state.eps
-            )  # fmt: skip
-        state.points = moved
+        state.points = attack._ascend(state, step)
         values = _evaluate(task, state, step, last=step == steps - 1)
         _drop_solved(task, state, values, best, best_loss)
         since += 1
         if since == window:
-            _checkpoint(state, step, window)
+            attack._returned(state, _checkpoint(state, step, window))
             since, window = 0, max(window - shrink, smallest)
     return state.index[~state.fooled]
 
 
-def _checkpoint(state: _State, step: int, window: int) -> None:
-    """Halves the step, and goes back to the best point, where progress was poor (conditions 1 and 2)."""
+def _checkpoint(state: _State, step: int, window: int) -> Tensor:
+    """Halves the step, and goes back to the best point, where progress was poor (conditions 1 and 2): there True."""
     # Before step 0 the published code compares with a loss of zero, the last column not yet written.
     recent = [state.losses[:, step - i] > state.losses[:, step - i - 1] for i in range(window)]
     rises = torch.stack(recent).sum(0)
@@ -249,6 +261,7 @@ def _checkpoint(state: _State, step: int, window: int) -> None:
     wide = per_image(halve, state.points).bool()
     state.points = torch.where(wide, state.best, state.points)
     state.gradient = torch.where(wide, state.best_gradient, state.gradient)
+    return halve
 
 
 def _climb_l1(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust import randomness
 from robust.attacks.base import Attack, Goal, Knowledge, Model, still_open
-from robust.attacks.hyperplane import way_to_hyperplane
+from robust.attacks.hyperplane import step_over
 from robust.errors import InputError, NoGradientError
 from robust.threats import per_image
 
@@ -123,14 +123,7 @@ class FAB(Attack):
     def _step(self, run: _Run, points: Tensor) -> Tensor:
         """Over the hyperplane, from the iterate and from the image, and the two steps mixed."""
         gap, normal = nearest_hyperplane(run.model, points, run.goal.labels, run.classes, self.norm)
-        current, image = points.flatten(1), run.images.flatten(1)
-        needed = torch.cat([-gap, (normal * (current - image)).sum(1) - gap])
-        moves = way_to_hyperplane(torch.cat([current, image]), normal.repeat(2, 1), needed, self.norm)
-        near, far = (self.geometry.length(part).clamp_min(1e-8)[:, None] for part in moves.chunk(2))
-        alpha = (near / (near + far)).clamp_max(self.alpha_max)
-        from_current, from_image = moves.chunk(2)
-        mixed = (current + self.eta * from_current) * (1 - alpha) + (image + self.eta * from_image) * alpha
-        return mixed.clamp(0, 1).view_as(points)
+        return step_over(points, run.images, gap, normal, self.norm, self.alpha_max, self.eta)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import Goal, Knowledge, Model, loss_and_gradient
+from robust.attacks.hyperplane import step_over
 from robust.attacks.losses import cross_entropy, margin
 from robust.attacks.minimum import MinimumNorm, Nearest, bisect_radius, cosine, onto_sphere
 from robust.attacks.sparse import thin_out
@@ -21,7 +22,9 @@ _SHARE = {"linf": 1.0, "l1": 0.3}  # of the radius, that the first step takes
 _LENGTH = {"l2": 1.0, "l1": 2.0, "l0": 5.0}  # of the first step, in l2
 _TINY = 1e-12
 _THINNING = 5
-_AGAIN = {"linf": 0.7, "l2": 0.7, "l1": 0.5, "l0": 1.0}  # the share of the steps before the second start
+_CROSSING = {"linf": 0.0, "l2": 0.4, "l1": 0.0, "l0": 0.0}  # the share of the steps that cross the boundary first
+_BACK = 0.9
+_AGAIN = {"linf": 0.7, "l2": 0.6, "l1": 0.5, "l0": 1.0}  # the share of the other steps before the second start
 _GROWTH = 1.15
 
 
@@ -41,8 +44,11 @@ class FMN(MinimumNorm):
         search: at the end, rounds of bisection of the radius of the ball onto which the point found is projected.
 
     It starts at the image, as published. Unlike the published attack:
-        - The last 30 % of the steps in linf and l2, where the first 70 % have long converged, are a second run from
-          the image, on the cross-entropy, which often ends at another class; it starts with the best radius so far.
+        - The first 40 % of the steps in l2 are FAB's, over the hyperplane of the margin and back again: on models whose
+          loss leads straight steps astray they come much nearer, and the radius starts from there. Each of these steps
+          takes a second forward pass.
+        - The last 30 % of the steps in linf and 24 % in l2, where those before have long converged, are another run
+          from the image, on the cross-entropy, which often ends at another class; it starts at the best radius so far.
         - An image not fooled when that run starts (in l1: after half of the steps) gets a small radius that grows by
           15 % a step: a boundary that seems far throws the iterate into a corner of the box that it may never leave.
         - The first step has l2 length 1 in l2 only; it has length 2 in l1 and 5 in l0, and in linf the step is along
@@ -78,10 +84,12 @@ class FMN(MinimumNorm):
     def walk(self, model: Model, images: Tensor, goal: Goal) -> Nearest:
         nearest = Nearest(images, self.geometry)
         thinning = min(_THINNING, self.steps // 4) if self.norm == "l0" else 0
-        steps = self.steps - thinning
+        crossing = int(_CROSSING[self.norm] * self.steps)
+        steps = self.steps - thinning - crossing
         again = math.ceil(_AGAIN[self.norm] * steps)
         farthest = self.geometry.length(torch.maximum(images, 1 - images))
-        points, radius = images, torch.ones_like(farthest)
+        self._cross(model, goal, nearest, crossing)
+        points, radius = images, torch.where(nearest.found, nearest.distance, torch.ones_like(farthest))
         for step in range(steps):
             second = step >= again
             if step == again:
@@ -104,6 +112,18 @@ class FMN(MinimumNorm):
         thin_out(model, goal, nearest, thinning)
         bisect_radius(model, goal, nearest, self.search)
         return nearest
+
+    def _cross(self, model: Model, goal: Goal, nearest: Nearest, steps: int) -> None:
+        """Steps over the hyperplane of the margin; an iterate that fools the model goes part of the way back."""
+        points, images = nearest.images, nearest.images
+        for _ in range(steps):
+            gap, logits, gradient = loss_and_gradient(model, points, goal, margin)
+            nearest.note(points, goal.met(logits), gap)
+            points = step_over(points, images, gap, gradient.flatten(1).nan_to_num(0, 0, 0), self.norm)
+            logits = model(points)
+            fooled = goal.met(logits)
+            nearest.note(points, fooled, margin(logits, goal))
+            points = torch.where(per_image(fooled, points).bool(), images + _BACK * (points - images), points)
 
     def _second_start(
         self, points: Tensor, images: Tensor, radius: Tensor, nearest: Nearest, small: Tensor

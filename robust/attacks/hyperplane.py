@@ -1,11 +1,34 @@
-"""The shortest way from a point to a hyperplane inside the box [0, 1], in linf, l2 and l1."""
+"""The shortest way to a hyperplane inside the box [0, 1], in linf, l2 and l1, and FAB's step over it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from robust.threats import NORMS
+
 _TINY = 1e-12
+
+
+def step_over(
+    points: Tensor, images: Tensor, gap: Tensor, normal: Tensor, norm: str, alpha_max: float = 0.1, eta: float = 1.05
+) -> Tensor:
+    """The points moved over the hyperplane gap + normal @ d = 0, partly from where they are and partly from the images.
+
+    ``points`` and ``images`` (N, ...), ``gap`` (N,) and ``normal`` (N, D) at the points. ``eta`` says how far over, 1
+    being just onto it; ``alpha_max`` is the largest weight of the step from the images, which is the larger the farther
+    the hyperplane is from the points and the nearer to the images.
+
+    Source: Croce and Hein, ICML 2020 (FAB), section 3.2.
+    """
+    current, image = points.flatten(1), images.flatten(1)
+    needed = torch.cat([-gap, (normal * (current - image)).sum(1) - gap])
+    moves = way_to_hyperplane(torch.cat([current, image]), normal.repeat(2, 1), needed, norm)
+    near, far = (NORMS[norm].length(part).clamp_min(1e-8)[:, None] for part in moves.chunk(2))
+    alpha = (near / (near + far)).clamp_max(alpha_max)
+    from_current, from_image = moves.chunk(2)
+    mixed = (current + eta * from_current) * (1 - alpha) + (image + eta * from_image) * alpha
+    return mixed.clamp(0, 1).view_as(points)
 
 
 def way_to_hyperplane(points: Tensor, normals: Tensor, needed: Tensor, norm: str) -> Tensor:

@@ -18,7 +18,7 @@ from robust.attacks.adapters.foolbox import FoolboxAttack
 from robust.attacks.base import Attack, Knowledge
 from robust.errors import InputError, unknown
 
-_COMMON = {"eps", "norm", "seed"}
+_COMMON = {"eps", "norm", "seed", "surrogates"}
 _LIBRARIES: dict[str, type[AdaptedAttack]] = {"art": ArtAttack, "foolbox": FoolboxAttack}
 _SPELLING = re.compile(r"\s*([A-Za-z][\w:-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
@@ -62,16 +62,19 @@ _NATIVE = {
     "noise": _Native("noise", "UniformNoise", "random points of the ball"),
     "fgsm": _Native("fgsm", "FGSM", "one step along the gradient"),
     "pgd": _Native("pgd", "PGD", "projected gradient steps from a random start"),
+    "pgd-eot": _Native("pgd_eot", "PGDEOT", "the same on a loss averaged over draws, for random models"),
     "apgd-ce": _Native("apgd", "APGD", "gradient steps that set their own size, cross-entropy", {"loss": "ce"}),
     "apgd-dlr": _Native("apgd", "APGD", "gradient steps that set their own size, ratio of logits", {"loss": "dlr"}),
     "apgd-t": _Native(
         "apgd", "APGD", "the same, towards each of the nine likeliest classes", {"loss": "dlr", "n_targets": 9}
     ),
+    "acg": _Native("acg", "ACG", "the same along conjugate directions, margin"),
     "auto": _Native("auto", "Auto", "the cascade: cheap steps on all, more targets and steps near the boundary"),
     "square": _Native("square", "Square", "random search over squares"),
     "simba": _Native("simba", "SimBA", "one wave or value after another, kept where the loss rises"),
     "hopskipjump": _Native("hopskipjump", "HopSkipJump", "minimum norm: estimated gradients at the boundary"),
     "rays": _Native("rays", "RayS", "minimum norm: turns the signs of blocks of the shortest ray to another class"),
+    "transfer": _Native("transfer", "Transfer", "gradient steps on surrogate models, tried on the model itself"),
     "fab": _Native("fab", "FAB", "minimum norm: over the nearest class's boundary, then along it"),
     "fab-t": _Native("fab", "FAB", "the same, towards each of the nine likeliest classes", {"n_targets": 9}),
     "fmn": _Native("fmn", "FMN", "minimum norm: steps in a ball whose radius follows the boundary"),

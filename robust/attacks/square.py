@@ -18,7 +18,7 @@ from robust.attacks.base import Goal, Knowledge, Model, still_open
 from robust.attacks.losses import LOSSES
 from robust.attacks.queries import Queried, QueryAttack
 from robust.errors import InputError, unknown
-from robust.threats import per_image
+from robust.threats import NORMS, per_image
 
 # Queries, of 10,000, after which the changed share of the image halves.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -45,12 +45,15 @@ class Square(QueryAttack):
     linf: starts from vertical stripes on the faces of the ball; a step puts a window on a random face per channel.
     l2: starts from a grid of bumps; a step mixes a new bump into a window, and takes the norm for it from a second
     window, which is cleared. The result lies at eps from the image, less what the box cuts off.
+    l1: the same with sharper bumps, of which a new one gets the norm of both windows times the number of channels; the
+    projection onto ball and box then drops what is small.
 
     Raises InputError for images that are not (N, C, H, W) and for settings out of range.
 
-    Source: Andriushchenko et al., ECCV 2020, Algorithms 1 to 3; schedule, budget and losses as in AutoAttack (Croce and
-    Hein, ICML 2020). AutoAttack's code differs in two details: its windows never reach the last row and column, and
-    in l2 every channel of the window gets the norm that the windows held in all channels together, not in its own.
+    Source: Andriushchenko et al., ECCV 2020, Algorithms 1 to 3; Croce and Hein, "Mind the box", ICML 2021 (l1);
+    schedule, budget and losses as in AutoAttack (Croce and Hein, ICML 2020). AutoAttack's code differs in two details:
+    its windows never reach the last row and column, and in l2 every channel of the window gets the norm that the
+    windows held in all channels together, not in its own.
     """
 
     _: KW_ONLY
@@ -59,7 +62,7 @@ class Square(QueryAttack):
     loss: str | None = None
 
     name: ClassVar[str] = "square"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     knowledge: ClassVar[Knowledge] = "score"
     source: ClassVar[str] = "Andriushchenko et al., ECCV 2020"
 
@@ -85,7 +88,8 @@ class Square(QueryAttack):
         found = Queried(images.clone(), torch.ones_like(broken_at), broken_at)
         if not len(index):
             return found
-        moves: _Moves = (_Faces if self.norm == "linf" else _Bumps)(images[index], eps[index])
+        kinds: dict[str, type[_Faces | _Bumps]] = {"linf": _Faces, "l2": _Bumps, "l1": _Spikes}
+        moves: _Moves = kinds[self.norm](images[index], eps[index])
         goal, seeds, points, draws = goal[index], seeds[index], images[index], eps.new_empty(len(index), 0)
         kind = torch.promote_types(images.dtype, torch.float32)
         best = torch.full(index.shape, -torch.inf, dtype=kind, device=index.device)
@@ -176,10 +180,13 @@ class _Faces:
 class _Bumps:
     """l2: the perturbation is a heap of bumps, and a step moves norm from one window to another."""
 
+    order = 2
+
     def __init__(self, images: Tensor, eps: Tensor) -> None:
         # Beyond the diameter of the box the ball is the whole box; the cap keeps an infinite eps from giving NaN.
-        self.images, self.radius = images, eps.clamp_max(math.sqrt(images[0].numel()))[:, None]
+        self.images, self.radius = images, eps.clamp_max(images[0].numel() ** (1 / self.order))[:, None]
         self.numbers = 5 + images.shape[1]
+        self.gain = 1
 
     def __getitem__(self, index: Tensor) -> _Bumps:
         chosen = copy(self)
@@ -192,7 +199,7 @@ class _Bumps:
         side = max(min(height, width) // 5, 1)
         rows, columns = height // side, width // side
         draw = randomness.uniform(seeds, stream, (1 + channels, rows, columns))
-        tiles = _turned(_bump(side, self.images.dtype, self.images.device), draw[:, :1] < 0.5)
+        tiles = _turned(_bump(side, self.images.dtype, self.images.device, self.order), draw[:, :1] < 0.5)
         tiles = tiles * _signs(draw[:, 1:], tiles)[..., None, None]
         grid = tiles.transpose(3, 4).reshape(count, channels, rows * side, columns * side)
         top, left = (height - rows * side) // 2, (width - columns * side) // 2
@@ -200,29 +207,43 @@ class _Bumps:
 
     def step(self, points: Tensor, draw: Tensor, share: float) -> Tensor:
         """Algorithm 3."""
+        order = self.order
         channels, height, width = points.shape[1:]
         side = max(round(math.sqrt(share * height * width)), 3)
         side = min(side + (side + 1) % 2, height, width)
         windows = _windows(draw[:, :2], draw[:, 2:4], side, height, width)
         gaining, losing = windows[:, :1].expand(-1, channels, -1), windows[:, 1:].expand(-1, channels, -1)
         delta = (points - self.images).flatten(2)
-        unused = (self.radius.square() - _length(delta.flatten(1)).square_()).clamp_min_(0)[..., None]
+        unused = (self.radius**order - _length(delta.flatten(1), order) ** order).clamp_min_(0)[..., None]
         old = delta.gather(2, gaining)
-        held = _length(old)
+        held = _length(old, order)
         # The windows may overlap: what the first one holds must not count twice.
         delta.scatter_(2, gaining, 0.0)
-        available = held.square() + _length(delta.gather(2, losing)).square_() + unused / channels
-        bump = _turned(_bump(side, points.dtype, points.device), draw[:, 4:5] < 0.5).flatten(2)
+        available = held**order + _length(delta.gather(2, losing), order) ** order + unused / channels
+        bump = _turned(_bump(side, points.dtype, points.device, order), draw[:, 4:5] < 0.5).flatten(2)
         fresh = bump * _signs(draw[:, 5:], points)[..., None] + old / held.clamp_min(_TINY)
-        delta.scatter_(2, losing, 0.0).scatter_(
-            2, gaining, fresh * (available.sqrt_() / _length(fresh).clamp_min_(_TINY))
-        )
+        scale = self.gain * available ** (1 / order) / _length(fresh, order).clamp_min_(_TINY)
+        delta.scatter_(2, losing, 0.0).scatter_(2, gaining, fresh * scale)
         return self._at_radius(delta.view_as(points))
 
     def _at_radius(self, delta: Tensor) -> Tensor:
         """The images moved by ``delta`` scaled to norm eps, then clipped to the box."""
         scale = self.radius / _length(delta.flatten(1)).clamp_min_(_TINY)
         return torch.addcmul(self.images, delta, scale[..., None, None]).clamp_(0, 1)
+
+
+class _Spikes(_Bumps):
+    """l1: as l2, but a step makes more than the ball holds, of which the projection leaves the largest values."""
+
+    order = 1
+
+    def __init__(self, images: Tensor, eps: Tensor) -> None:
+        super().__init__(images, eps)
+        self.gain = images.shape[1]
+
+    def _at_radius(self, delta: Tensor) -> Tensor:
+        """The images moved by ``delta``, projected onto ball and box."""
+        return NORMS["l1"].project(self.images + delta, self.images, self.radius[:, 0])
 
 
 def _windows(vertical: Tensor, horizontal: Tensor, side: int, height: int, width: int) -> Tensor:
@@ -238,24 +259,24 @@ def _windows(vertical: Tensor, horizontal: Tensor, side: int, height: int, width
 
 
 @lru_cache(maxsize=64)
-def _bump(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _bump(side: int, dtype: torch.dtype, device: torch.device, order: int = 2) -> Tensor:
     """The paper's eta, (side, side) of norm 1: a bump in the upper half, its negative in the lower."""
     upper = side // 2
-    bump = torch.cat([_half_bump(upper, side), -_half_bump(side - upper, side)])
-    return bump.div_(_length(bump.flatten())).to(device, dtype)
+    bump = torch.cat([_half_bump(upper, side, order), -_half_bump(side - upper, side, order)])
+    return bump.div_(_length(bump.flatten(), order)).to(device, dtype)
 
 
-def _half_bump(rows: int, columns: int) -> Tensor:
-    """Concentric squares of half-width m = 0, 1, ... and height 1 / (m + 1)^2, laid on each other; of norm 1.
+def _half_bump(rows: int, columns: int, order: int) -> Tensor:
+    """Concentric squares of half-width m = 0, 1, ... laid on each other, of height 1 / (m + 1)^2, in l1 to the fourth.
 
     A pixel at Chebyshev distance d from the middle lies in those with m >= d.
     """
     distance = torch.maximum(
         (torch.arange(rows) - rows // 2).abs()[:, None], (torch.arange(columns) - columns // 2).abs()[None]
     )
-    rectangles = torch.arange(1, max(rows // 2, columns // 2) + 2, dtype=torch.float64) ** -2
+    rectangles = torch.arange(1, max(rows // 2, columns // 2) + 2, dtype=torch.float64) ** (-4 // order)
     heights = rectangles.flip(0).cumsum(0).flip(0)[distance]
-    return heights.div_(_length(heights.flatten()).clamp_min_(_TINY))
+    return heights.div_(_length(heights.flatten(), order).clamp_min_(_TINY))
 
 
 def _turned(bump: Tensor, turn: Tensor) -> Tensor:
@@ -267,8 +288,8 @@ def _signs(draw: Tensor, like: Tensor) -> Tensor:
     return torch.where(draw < 0.5, 1.0, -1.0).to(like.dtype)
 
 
-def _length(values: Tensor) -> Tensor:
-    """The l2 norm over the last dimension, which is kept."""
+def _length(values: Tensor, order: int = 2) -> Tensor:
+    """The l2 or l1 norm over the last dimension, which is kept."""
     # Unlike a sum of squares, it rounds the same in a batch of one as in any other.
-    length: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(values, order, dim=-1, keepdim=True)
     return length

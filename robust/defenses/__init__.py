@@ -1,4 +1,53 @@
 """Defenses: methods that turn (model, training data) into a hardened model, and certificates.
 
-None is here yet; the audit, attacks and reports that will judge them are.
+    from robust.defenses import PGDAdversarialTraining
+
+    hardened = PGDAdversarialTraining("linf:8/255", epochs=15).fit(model, train, validation)
+
+The training methods are in :mod:`robust.defenses.training`; `robust.harden` adds the audits before and after.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robust.defenses.training.consistency import ConsistencyTraining
+    from robust.defenses.training.distillation import DefensiveDistillation
+    from robust.defenses.training.fast import FastAdversarialTraining
+    from robust.defenses.training.free import FreeAdversarialTraining
+    from robust.defenses.training.gaussian import GaussianTraining
+    from robust.defenses.training.mart import MART
+    from robust.defenses.training.nfgsm import NFGSM
+    from robust.defenses.training.pgd import PGDAdversarialTraining
+    from robust.defenses.training.smoothadv import SmoothAdv
+    from robust.defenses.training.trades import TRADES
+
+_HOME = {
+    "ConsistencyTraining": "training.consistency",
+    "DefensiveDistillation": "training.distillation",
+    "FastAdversarialTraining": "training.fast",
+    "FreeAdversarialTraining": "training.free",
+    "GaussianTraining": "training.gaussian",
+    "MART": "training.mart",
+    "NFGSM": "training.nfgsm",
+    "PGDAdversarialTraining": "training.pgd",
+    "SmoothAdv": "training.smoothadv",
+    "TRADES": "training.trades",
+}
+
+__all__ = [
+    "MART", "NFGSM", "TRADES", "ConsistencyTraining", "DefensiveDistillation", "FastAdversarialTraining",
+    "FreeAdversarialTraining", "GaussianTraining", "PGDAdversarialTraining", "SmoothAdv",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

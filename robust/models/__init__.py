@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robust.errors import InputError
+from robust.models.bpda import BPDA, Backward, bpda, check_fronts, hidden_fronts, identity, with_bpda
 from robust.models.check import check_model, device_of
 from robust.models.factory import load_factory
 from robust.models.files import MODEL_SUFFIXES, load_model_file, load_weights
@@ -21,8 +22,8 @@ from robust.models.torchvision_models import load_torchvision_model, nearest_mod
 from robust.models.wrappers import CallableModel, ExportedModel, Normalized
 
 __all__ = [
-    "CallableModel", "ExportedModel", "Normalized", "check_model", "device_of", "evaluating", "identify", "load_model",
-    "parameter_count",
+    "BPDA", "Backward", "CallableModel", "ExportedModel", "Normalized", "bpda", "check_fronts", "check_model",
+    "device_of", "evaluating", "hidden_fronts", "identify", "identity", "load_model", "parameter_count", "with_bpda",
 ]  # fmt: skip
 
 _KINDS = "demo, FILE.py:NAME, torchvision:NAME, a TorchScript file or a torch.export file (.pt2)"

@@ -116,6 +116,7 @@ def _environment(summary: AuditSummary) -> Environment:
         size=formats.size_text,
         attacker=words.attacker,
         black_box_only=words.black_box_only,
+        over_draws=words.over_draws,
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         picture_note=_picture_note(summary.data.shape[0]),
     )

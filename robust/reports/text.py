@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from robust.reports.formats import duration, one_line, rate_text, shorten
-from robust.reports.words import black_box_only, cost_text
+from robust.reports.words import black_box_only, cost_text, over_draws
 from robust.summary import AuditSummary, ThreatResult
 
 LINES = 25
@@ -41,6 +41,8 @@ def _threat(result: ThreatResult) -> list[str]:
     lines = [
         _cut(f"{result.threat.text}: {result.verdict}, robust {rate_text(result.robust_accuracy)}"),
     ]
+    if result.randomized is not None:
+        lines.append(_cut(f"  {over_draws(result.randomized)}"))
     if result.certified_accuracy is not None:
         lines.append(f"  proven: {rate_text(result.certified_accuracy)}")
     for reason in result.reasons:

@@ -8,13 +8,23 @@ from robust.reports.formats import (
     STEPS,
     attack_name,
     duration,
+    interval,
     number,
     percent,
     sentence,
     size_text,
     step_text,
 )
-from robust.summary import AttackRecord, AuditSummary, CheckRecord, Rate, ThreatRecord, ThreatResult, Verdict
+from robust.summary import (
+    AttackRecord,
+    AuditSummary,
+    CheckRecord,
+    RandomizedRecord,
+    Rate,
+    ThreatRecord,
+    ThreatResult,
+    Verdict,
+)
 
 WIDE = 0.10  # an interval wider than this many accuracy points asks for more images
 
@@ -161,4 +171,13 @@ def cost_text(result: ThreatResult) -> str:
     return (
         f"{number(cost.forward_per_image)} forward and {number(cost.backward_per_image)} backward passes per image, "
         f"{duration(cost.seconds)}"
+    )
+
+
+def over_draws(found: RandomizedRecord) -> str:
+    """What was measured of a model that draws random numbers."""
+    robust, clean = found.robust_accuracy, found.clean_accuracy
+    return (
+        f"mean over {found.draws} draws: {percent(robust.value)} robust (95% interval "
+        f"{interval(robust.low, robust.high)}), {percent(clean.value)} clean"
     )
