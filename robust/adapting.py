@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from robust import checks
-from robust.checking import Charged, as_advice, found, keep, passed, run_checks, sample_of, with_model
+from robust.checking import (
+    Charged,
+    as_advice,
+    blind,
+    found,
+    has_weights,
+    keep,
+    look,
+    passed,
+    run_checks,
+    sample_of,
+    with_model,
+)
 from robust.checks.gradients import gradients_are_useful, gradients_hold_nearby
 from robust.checks.sample import record
 from robust.counting import CountedModel
@@ -65,11 +77,17 @@ def prepare(job: Job, threat: ThreatModel) -> View:
     if passed(job, "", "deterministic") is False:
         job = over_draws(job)
     run_checks(job, "", threat, checks.ANSWER_CHECKS)
+    look(job, threat)
+    if blind(job) and not has_weights(job):
+        as_advice(job, "", "logits")  # probabilities starve gradients, and there are none
+        return View(job, False, None, ())
     run_checks(job, threat.text, threat, checks.GRADIENT_CHECKS)
     gradients = all(passed(job, threat.text, name) is not False for name in ("gradients", "stable"))
     fronts, how = _fronts(job, threat, gradients)
     if not fronts:
         keep(job, threat.text, _without_fronts(gradients))
+        if not gradients and not job.random:
+            look(job, threat, hidden=True)
         return View(job, gradients, None, ())
     copy = with_bpda(_network(job), fronts)
     seen = Averaged(copy, job.seed) if job.random else CountedModel(copy)

@@ -10,11 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from robust.attacks.base import Knowledge
 from robust.attacks.registry import find
+from robust.checking import ACCESS
 from robust.checks import CATALOG, coverage
 from robust.curve import curve
-from robust.ledger import Ledger, Run
-from robust.plan import Step, left_out
+from robust.ledger import Ledger, Queries, Run
+from robust.plan import Access, Step, left_out
 from robust.rates import randomized_record
 from robust.reports.score import audit_score, threat_score
 from robust.running import CHECKS, CURVE, distances
@@ -26,6 +28,7 @@ from robust.summary import (
     Cost,
     DataRecord,
     ModelRecord,
+    QueryRecord,
     Settings,
     Status,
     ThreatRecord,
@@ -78,8 +81,9 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
     records = _attack_records(ledger, threat)
     standing = int(correct.sum()) - len(broken)
     checks = _checks(ledger, threat, records, standing, classes)
-    missing = [] if attacks is None else left_out(threat, attacks)
-    judgement, reasons = verdict(checks, records, missing)
+    access: Access = ledger.meta(ACCESS) or "gradients"
+    missing = [] if attacks is None else left_out(threat, attacks, access)
+    judgement, reasons = verdict(checks, records, missing, access)
     over_draws = randomized_record(ledger, threat.text)
     # Of a random model the mean over draws counts, rounded down to whole images, where it is lower.
     counted = standing if over_draws is None else min(standing, int(n * over_draws.robust_accuracy.value))
@@ -117,9 +121,10 @@ def _attack_records(ledger: Ledger, threat: ThreatModel) -> list[AttackRecord]:
 
 def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> AttackRecord:
     status, detail = _status(ledger, threat, name, runs)
+    ours: Knowledge = "score" if ledger.meta(ACCESS) in ("scores", "labels") else "white-box"
     return AttackRecord(
         name=name,
-        knowledge="white-box" if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
+        knowledge=ours if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
         tried=max((run.tried for run in runs), default=0) if name == CHECKS else sum(run.tried for run in runs),
         broken=sum(run.broken for run in runs),
         rejected=sum(run.rejected for run in runs),
@@ -128,6 +133,16 @@ def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Ru
         seconds=sum(run.seconds for run in runs),
         status=status,
         detail=detail,
+        queries=_query_record(ledger.queries(threat.text, name)),
+    )
+
+
+def _query_record(asked: list[Queries]) -> QueryRecord | None:
+    if not asked:
+        return None
+    spent = [entry.spent for entry in asked]
+    return QueryRecord(
+        median=float(np.median(spent)), most=max(spent), broken_at=sorted(e.broken_at for e in asked if e.broken_at)
     )
 
 

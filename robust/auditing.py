@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robust.assembling import Subject, assemble
 from robust.batching import batches, comfortable_batch
+from robust.checking import access_of
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
 from robust.draws import Voting, drawn
@@ -23,7 +24,7 @@ from robust.evidence import Replay, replay
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
 from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model, parameter_count
-from robust.plan import standard_attacks
+from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
 from robust.request import (
@@ -145,7 +146,7 @@ def audit(
             run_threat(job, threat)
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
-            attacks=_names(request), standard_attacks=request.attacks is None,
+            attacks=_names(request, access_of(job)), standard_attacks=request.attacks is None,
             lane=lane.report.kind, lane_detail=lane.report.detail,
             command=command or _call(record.name, described.name, request, limit),
         )  # fmt: skip
@@ -248,8 +249,8 @@ def _open_ledger(
     return ledger
 
 
-def _names(request: Request) -> list[str]:
-    lists = [request.attacks or standard_attacks(threat) for threat in request.threats]
+def _names(request: Request, access: Access) -> list[str]:
+    lists = [request.attacks or standard_attacks(threat, access) for threat in request.threats]
     return list(dict.fromkeys(name for names in lists for name in names))
 
 

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from robust import checks
+from robust.attacks.losses import margin
 from robust.checks import sentinels
+from robust.checks.sample import gradient_of, logits_of
 from robust.draws import Voting
+from robust.errors import NoGradientError
 from robust.evidence import replay
 from robust.ledger import Run
-from robust.plan import Step
+from robust.plan import Access, Step
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
@@ -21,6 +26,43 @@ if TYPE_CHECKING:
     from robust.running import Job
 
 CHECKS = "checks"
+ACCESS = "access"
+
+
+def access_of(job: Job) -> Access:
+    """What the model gives an attacker, as :func:`look` found it."""
+    found: Access = job.ledger.meta(ACCESS) or "gradients"
+    return found
+
+
+def blind(job: Job) -> bool:
+    """Whether the model gives no gradients, so that it can only be asked."""
+    return access_of(job) in ("scores", "labels")
+
+
+def has_weights(job: Job) -> bool:
+    return any(True for _ in job.model.parameters())
+
+
+def look(job: Job, threat: ThreatModel, hidden: bool = False) -> None:
+    """Find out, once, whether the model is a function without gradients, and what else it gives.
+
+    A module that hides its gradients is looked at only when told so (``hidden``): BPDA may see past what hides them.
+    """
+    sample = sample_of(job, threat)
+    if (job.ledger.meta(ACCESS) is not None and not hidden) or sample is None:
+        return
+    given: Access = "gradients"
+    if hidden or not has_weights(job):
+        few = slice(0, min(8, job.batch_size))
+        sample = replace(sample, model=job.model)
+        try:
+            gradient_of(replace(sample, images=sample.images[few], labels=sample.labels[few]), margin)
+        except NoGradientError:
+            parts = torch.split(sample.images, job.batch_size)
+            logits = torch.cat([logits_of(job.model, part) for part in parts])
+            given = "labels" if len(torch.unique(logits)) <= 2 else "scores"
+    job.ledger.set_meta(ACCESS, given)
 
 
 def sample_of(job: Job, threat: ThreatModel, *, exact: bool = True) -> checks.Sample | None:
@@ -71,7 +113,8 @@ def keep(job: Job, key: str, record: CheckRecord) -> None:
 
 def finding_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
     """The checks of what the attacks of ``plan`` found."""
-    run_checks(job, threat.text, threat, checks.ATTACK_CHECKS)
+    if not blind(job):
+        run_checks(job, threat.text, threat, checks.ATTACK_CHECKS)
     rows = [row for row in job.ledger.rows(threat.text) if row.broken_by]
     survive = sum(bool(row.eight_bit) for row in rows)
     keep(job, threat.text, sentinels.eight_bit_survival(survive, len(rows)))
@@ -80,6 +123,8 @@ def finding_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
         threat.text,
         sentinels.steps_find_no_more(*_sentinel(job, threat, plan, "converged"), len(job.data), job.random),
     )
+    if blind(job):  # who may ask more often breaks more, and nothing is wrong with that
+        as_advice(job, threat.text, "converged")
     keep(job, threat.text, sentinels.queries_find_no_more(*_sentinel(job, threat, plan, "black-box"), job.random))
     result = _sentinel(job, threat, plan, "surrogate")
     keep(job, threat.text, sentinels.transfer_finds_no_more(*result, len(job.surrogates)))

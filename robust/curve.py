@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robust.attacks.base import exact
+from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.pgd import PGD
+from robust.attacks.queries import DecisionAttack
+from robust.attacks.rays import RayS
 from robust.models import evaluating
 from robust.stats import clopper_pearson
 from robust.summary import CurvePoint
@@ -26,6 +29,8 @@ WIDER = (1.5, 2.0, 4.0)
 _ROUNDS = 4
 _STEPS = 10
 _POINTS = 40
+_DECISION: dict[str, type[DecisionAttack]] = {"linf": RayS, "l2": HopSkipJump}
+_CURVE_QUERIES = 500
 
 
 @dataclass
@@ -53,6 +58,20 @@ def smallest(
                 middle = middle.floor()
             worth = bracket.high.isfinite() & (middle > bracket.low)
             _attempt(search, bracket, worth, middle, _STEPS)
+    return bracket
+
+
+def smallest_by_queries(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, bracket: Bracket, seed: int
+) -> Bracket:
+    """The same without gradients: what is known, drawn nearer, or what a decision attack finds (linf and l2)."""
+    with evaluating(model), torch.no_grad():
+        _shrink(_Search(model, images, labels, threat, seed), bracket)
+    attack = _DECISION.get(threat.norm)
+    if attack is not None:
+        points, distance = attack(norm=threat.norm, seed=seed, queries=_CURVE_QUERIES).smallest(model, images, labels)
+        nearer = distance < bracket.high
+        bracket.high[nearer], bracket.adversarial[nearer] = distance[nearer].to(bracket.high), points[nearer]
     return bracket
 
 

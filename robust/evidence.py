@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust.ledger import Finding, Ledger
+from robust.attacks.queries import Queried
+from robust.ledger import Finding, Ledger, Queries
 from robust.models import evaluating
 from robust.threats import ThreatModel
 
@@ -95,6 +96,14 @@ def findings(confirmed: Confirmed, ids: Sequence[int], attacks: Sequence[str | N
         )
         for i in confirmed.broken.nonzero().squeeze(1).tolist()
     ]  # fmt: skip
+
+
+def query_rows(asked: Queried, confirmed: Confirmed, ids: Sequence[int]) -> list[Queries]:
+    """What a query attack asked, as rows for the ledger; only what was confirmed counts as broken."""
+    broken_at = torch.where(confirmed.broken, asked.broken_at, 0).tolist()
+    return [
+        Queries(image, spent, at or None) for image, spent, at in zip(ids, asked.spent.tolist(), broken_at, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 from robust.errors import InputError
 from robust.pixels import FloatImage, decode, encode
 
-FORMAT = 1
+FORMAT = 2
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -35,6 +35,10 @@ CREATE TABLE run (
     forward INTEGER NOT NULL, backward INTEGER NOT NULL, seconds REAL NOT NULL,
     status TEXT NOT NULL, detail TEXT NOT NULL,
     PRIMARY KEY (threat, attack, batch));
+CREATE TABLE query (
+    threat TEXT NOT NULL, attack TEXT NOT NULL, image INTEGER NOT NULL,
+    spent INTEGER NOT NULL, broken_at INTEGER,
+    PRIMARY KEY (threat, attack, image));
 CREATE TABLE checks (
     threat TEXT NOT NULL, name TEXT NOT NULL, record TEXT NOT NULL,
     PRIMARY KEY (threat, name));
@@ -101,6 +105,19 @@ class Run:
     seconds: float
     status: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What one query attack asked about one image.
+
+    ``spent``: forward passes, the clean one included. ``broken_at``: the pass that broke the image (counted from 1),
+    None where none did or re-verification did not confirm it.
+    """
+
+    image: int
+    spent: int
+    broken_at: int | None
 
 
 class Ledger:
@@ -219,10 +236,14 @@ class Ledger:
         found = self._connection.execute(query, (image, threat)).fetchone()
         return None if found is None else self._decode(image, found)
 
-    def record(self, run: Run, findings: Iterable[Finding]) -> None:
+    def record(self, run: Run, findings: Iterable[Finding], queries: Iterable[Queries] = ()) -> None:
         """Write one batch in one transaction. A finding replaces an earlier one only if it is smaller."""
         with self._connection:
             self._connection.execute(f"INSERT OR REPLACE INTO run VALUES ({','.join('?' * 11)})", _values(run))
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO query VALUES (?, ?, ?, ?, ?)",
+                [(run.threat, run.attack, asked.image, asked.spent, asked.broken_at) for asked in queries],
+            )
             for finding in findings:
                 encoding, pixels = encode(finding.adversarial)
                 self._connection.execute(
@@ -248,6 +269,11 @@ class Ledger:
     def runs(self, threat: str) -> list[Run]:
         query = "SELECT * FROM run WHERE threat = ? ORDER BY rowid"
         return [Run(*found) for found in self._connection.execute(query, (threat,))]
+
+    def queries(self, threat: str, attack: str) -> list[Queries]:
+        """What a query attack asked about each image it was tried on, in the order of images."""
+        query = "SELECT image, spent, broken_at FROM query WHERE threat = ? AND attack = ? ORDER BY image"
+        return [Queries(*found) for found in self._connection.execute(query, (threat, attack))]
 
     def set_check(self, threat: str, name: str, record: str) -> None:
         """Keep the JSON of one finished check."""

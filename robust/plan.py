@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from robust.threats import ThreatModel
+
+# What the model gives an attacker: gradients (of whatever use); none, but scores; only the class (hard labels).
+Access = Literal["gradients", "scores", "labels"]
 
 # Each list ends with the attack that decides; what goes before is cheaper and leaves it fewer images.
 _STANDARD = {
@@ -17,12 +21,19 @@ _STANDARD = {
 # Any one of these, as written in --attacks, is at least the standard list, where it has a form for the norm.
 _STRONGER = ("auto", "auto(effort='exhaustive')", "autoattack", "autoattack-plus")
 
-# Where no gradient reaches the input, or only zeros: what still works.
-_BLACK_BOX = {
-    "linf": ("noise(draws=100)", "square(queries=2000)"),
-    "l2": ("noise(draws=100)", "square(queries=2000)"),
-    "l1": ("noise(draws=100)", "square(queries=2000)"),
-    "l0": ("noise(draws=100)",),
+# Where gradients are zero or not finite, these go first; where there are none, these are all.
+_NOISE = "noise(draws=100)"
+_SCORES = {
+    "linf": (_NOISE, "square(queries=2000)", "rays(queries=2000)"),
+    "l2": (_NOISE, "square(queries=2000)", "simba(queries=2000)", "hopskipjump(queries=2000)"),
+    "l1": (_NOISE, "square(queries=2000)", "simba(queries=2000)"),
+    "l0": (_NOISE, "simba(queries=2000)", "foolbox:PointwiseAttack(queries=2000)"),
+}
+_LABELS = {
+    "linf": (_NOISE, "rays(queries=2000)"),
+    "l2": (_NOISE, "hopskipjump(queries=2000)"),
+    "l1": (_NOISE,),
+    "l0": (_NOISE, "foolbox:PointwiseAttack(queries=2000)"),
 }
 
 # What shows how the model looks without BPDA, where its own gradients are known to be of no use.
@@ -35,6 +46,17 @@ _CONVERGED = {
     "l1": "apgd-dlr(steps=200)",
     "l0": "fmn(steps=300)",
 }
+# The same where there are no gradients: more queries.
+_LONGER = {
+    "scores": {
+        "linf": "square(queries=5000)", "l2": "simba(queries=5000)", "l1": "simba(queries=5000)",
+        "l0": "simba(queries=5000)",
+    },
+    "labels": {
+        "linf": "rays(queries=5000)", "l2": "hopskipjump(queries=5000)", "l1": "noise(draws=1000)",
+        "l0": "foolbox:PointwiseAttack(queries=5000)",
+    },
+}  # fmt: skip
 _OVER_DRAWS, _OVER_DRAWS_LONGER = "pgd-eot(steps=30, eot=1)", "pgd-eot(steps=60, eot=2)"
 _TRANSFER = {"linf": "transfer", "l2": "transfer"}
 _QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)", "l1": "square(queries=500)"}
@@ -71,13 +93,17 @@ class Step:
         return label.split(_ON)[0]
 
 
-def standard_attacks(threat: ThreatModel) -> tuple[str, ...]:
-    """The default attacks for a threat model, in order."""
-    return _STANDARD[threat.norm]
+def standard_attacks(threat: ThreatModel, access: Access = "gradients") -> tuple[str, ...]:
+    """The default attacks for a threat model, in order, for a model that gives an attacker this much."""
+    if access == "gradients":
+        return _STANDARD[threat.norm]
+    return (_LABELS if access == "labels" else _SCORES)[threat.norm]
 
 
-def left_out(threat: ThreatModel, chosen: tuple[str, ...]) -> list[str]:
+def left_out(threat: ThreatModel, chosen: tuple[str, ...], access: Access = "gradients") -> list[str]:
     """The standard attacks that a user's own list leaves out without having a stronger one in their place."""
+    if access != "gradients":
+        return [attack for attack in standard_attacks(threat, access) if attack not in chosen]
     if any(attack.replace('"', "'") in _STRONGER for attack in chosen):
         return []
     return [attack for attack in _STANDARD[threat.norm] if attack not in chosen]
@@ -90,18 +116,24 @@ def steps(
     via: str | None = None,
     random: bool = False,
     surrogates: bool = False,
+    access: Access = "gradients",
 ) -> list[Step]:
     """The audit's steps: the attacks asked for (None: the standard ones), then the sentinels.
+
+    A function that gives no gradients (``access``) meets attacks that only ask, and a longer run of one of them.
 
     Without useful gradients the black-box attacks are put in front; gradient attacks still run, for what they may find.
     With ``via`` the gradient attacks go first, then once more in that way, then the black-box ones; the longer run that
     watches over them takes that way too. A ``random`` model also meets an attack that no lucky draw stops.
     With surrogate models one sentinel takes its gradients from them, on everything that stands.
     """
-    asked = standard_attacks(threat) if attacks is None else attacks
+    asked = standard_attacks(threat, access) if attacks is None else attacks
+    if access != "gradients":
+        plan = [Step(attack) for attack in dict.fromkeys(asked)]
+        return [*plan, Step(_LONGER[access][threat.norm], SENTINEL_IMAGES, "converged")]
     if random:
         asked = (*asked, _OVER_DRAWS)
-    blind = () if gradients else _BLACK_BOX[threat.norm]
+    blind = () if gradients else _SCORES[threat.norm]
     if via is None:
         plan = [Step(attack) for attack in dict.fromkeys(blind + asked)]
     else:

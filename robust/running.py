@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from robust.adapting import prepare, tell_difference
 from robust.attacks import Transfer
+from robust.attacks.queries import only_asks
 from robust.attacks.registry import build
 from robust.batching import batches
-from robust.checking import CHECKS, finding_checks
+from robust.checking import CHECKS, access_of, blind, finding_checks
 from robust.counting import CountedModel
-from robust.curve import Bracket, smallest
+from robust.curve import Bracket, smallest, smallest_by_queries
 from robust.data import ImageSet
 from robust.errors import InputError, NoGradientError
-from robust.evidence import Confirmed, confirm, findings
-from robust.ledger import Ledger, Row, Run
+from robust.evidence import Confirmed, confirm, findings, query_rows
+from robust.ledger import Ledger, Queries, Row, Run
 from robust.models import Backward
 from robust.plan import Step, steps
 from robust.progress import Progress
@@ -74,7 +75,9 @@ class Job:
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
     view = prepare(job, threat)
-    plan = steps(threat, job.attacks, view.gradients, view.via, view.job.random, bool(job.surrogates))
+    plan = steps(
+        threat, job.attacks, view.gradients, view.via, view.job.random, bool(job.surrogates), access=access_of(job)
+    )
     position = 0
     while position < len(plan):
         step = plan[position]
@@ -101,12 +104,16 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
         standing = sorted(random.Random(job.seed).sample(standing, step.limit))
     job.progress.stage(f"{threat.text}  {step.label}", len(standing))
 
-    def attempt(images: Tensor, labels: Tensor, ids: list[int]) -> tuple[Confirmed, list[str | None]]:
+    def attempt(images: Tensor, labels: Tensor, ids: list[int]) -> Attempted:
         attack = build(step.attack, norm=threat.norm, eps=threat.eps, seed=job.seed)
         if isinstance(attack, Transfer):
             attack = replace(attack, surrogates=job.surrogates)
-        claims = attack(job.counted, images, labels)
-        return confirm(job.model, images, claims, labels, threat), [step.label] * len(ids)
+        names: list[str | None] = [step.label] * len(ids)
+        if not only_asks(attack):
+            return Attempted(confirm(job.model, images, attack(job.counted, images, labels), labels, threat), names)
+        asked = attack.queried(job.counted, images, labels)
+        confirmed = confirm(job.model, images, asked.points, labels, threat)
+        return Attempted(confirmed, names, query_rows(asked, confirmed, ids))
 
     runs = _run_batches(job, threat, step.label, standing, attempt)
     broken, seconds = sum(run.broken for run in runs), sum(run.seconds for run in runs)
@@ -125,7 +132,16 @@ def _standing_before(job: Job, threat: ThreatModel, order: list[str], label: str
     return [image for image in job.correct() if image not in broken]
 
 
-Attempt = Callable[[Tensor, Tensor, list[int]], "tuple[Confirmed, list[str | None]]"]
+@dataclass(frozen=True)
+class Attempted:
+    """What came of one batch: the re-verified claims, who is named for each inside eps, and what each image cost."""
+
+    confirmed: Confirmed
+    names: list[str | None]
+    queries: list[Queries] = field(default_factory=list)
+
+
+Attempt = Callable[[Tensor, Tensor, list[int]], Attempted]
 
 
 def _run_batches(job: Job, threat: ThreatModel, name: str, ids: list[int], attempt: Attempt) -> list[Run]:
@@ -147,9 +163,11 @@ def _run_batch(job: Job, threat: ThreatModel, name: str, number: int, ids: list[
     images, labels = job.load(ids)
     before, start = job.counted.passes, time.perf_counter()
     status, detail, found, rejected = "done", "", [], 0
+    queries: list[Queries] = []
     try:
-        confirmed, names = attempt(images, labels, ids)
-        found = findings(confirmed, ids, names)
+        attempted = attempt(images, labels, ids)
+        confirmed, queries = attempted.confirmed, attempted.queries
+        found = findings(confirmed, ids, attempted.names)
         rejected = int((confirmed.claimed & ~confirmed.broken).sum()) if name != CURVE else 0
     except InputError:
         raise
@@ -164,7 +182,7 @@ def _run_batch(job: Job, threat: ThreatModel, name: str, number: int, ids: list[
         threat=threat.text, attack=name, batch=number, tried=len(ids), broken=broken, rejected=rejected,
         forward=cost.forward, backward=cost.backward, seconds=time.perf_counter() - start, status=status, detail=detail,
     )  # fmt: skip
-    job.ledger.record(run, found)
+    job.ledger.record(run, found, queries)
     return run
 
 
@@ -179,14 +197,15 @@ def _run_curve(job: Job, threat: ThreatModel) -> None:
     ids = job.correct()
     job.progress.stage(f"{threat.text}  smallest perturbations", len(ids))
 
-    def search(images: Tensor, labels: Tensor, ids: list[int]) -> tuple[Confirmed, list[str | None]]:
+    def search(images: Tensor, labels: Tensor, ids: list[int]) -> Attempted:
         rows = {row.image: row for row in job.ledger.rows(threat.text)}
         bracket = _known(job, threat, images, [rows.get(image) for image in ids])
-        found = smallest(job.counted, images, labels, threat, bracket, job.seed).adversarial
+        find = smallest_by_queries if blind(job) else smallest
+        found = find(job.counted, images, labels, threat, bracket, job.seed).adversarial
         # Rounding to 8-bit color must not make the smallest perturbation larger, so each gets its own ball.
         anywhere = confirm(job.model, images, found, labels, threat, eps=threat.geometry.length(found - images))
         inside = threat.geometry.contains(anywhere.stored, images, threat.eps)
-        return anywhere, [CURVE if held else None for held in inside.tolist()]
+        return Attempted(anywhere, [CURVE if held else None for held in inside.tolist()])
 
     runs = _run_batches(job, threat, CURVE, ids, search)
     job.progress.line(

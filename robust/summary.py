@@ -54,6 +54,14 @@ class CheckRecord(_Record):
     )
 
 
+class QueryRecord(_Record):
+    """What a query attack asked about the images it was tried on; a query is a forward pass of one image."""
+
+    median: float = Field(description="queries an image cost, the clean pass included; median over images tried")
+    most: int = Field(description="the most queries that any one image cost")
+    broken_at: list[int] = Field(description="for each image it broke, the number of the query that did; ascending")
+
+
 class AttackRecord(_Record):
     """One attack of the audit: on how many images it ran, what it broke, and what it cost."""
 
@@ -67,6 +75,7 @@ class AttackRecord(_Record):
     seconds: float
     status: Status
     detail: str = ""
+    queries: QueryRecord | None = Field(default=None, description="of attacks that only ask; null for all others")
 
 
 class CurvePoint(_Record):

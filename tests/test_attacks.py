@@ -11,7 +11,24 @@ from oracles import EPS
 from shortened import SelfTransfer, ShortAutoAttack
 
 from robust import attacks
-from robust.attacks import ACG, APGD, DDN, FAB, FGSM, FMN, PGD, PGDEOT, Attack, Auto, SigmaZero, Square, UniformNoise
+from robust.attacks import (
+    ACG,
+    APGD,
+    DDN,
+    FAB,
+    FGSM,
+    FMN,
+    PGD,
+    PGDEOT,
+    Attack,
+    Auto,
+    HopSkipJump,
+    RayS,
+    SigmaZero,
+    SimBA,
+    Square,
+    UniformNoise,
+)
 
 NATIVE = (
     Case("noise", UniformNoise, {"draws": 4}, budgets=("draws",), searches=False),
@@ -26,6 +43,10 @@ NATIVE = (
     Case("acg", ACG, {"steps": 10}, budgets=("restarts",)),
     Case("auto", Auto),
     Case("square", Square, {"queries": 80}, {"queries": 1000}, flat=False),
+    Case("simba", SimBA, {"queries": 150}, {"queries": 1000}, flat=False),
+    Case("simba-pixel", SimBA, {"queries": 150, "basis": "pixel"}, {"queries": 1000}, flat=False),
+    Case("hopskipjump", HopSkipJump, {"queries": 200}, {"queries": 1000}),
+    Case("rays", RayS, {"queries": 100}, {"queries": 2000}),
     Case("transfer", SelfTransfer, {"steps": 10, "kernel": 1}, flat=False),
     Case("fab", FAB, {"steps": 10}, budgets=("steps", "restarts")),
     Case("fab-t", FAB, {"steps": 10, "n_targets": 3, "minimize": False}, budgets=("steps", "restarts", "n_targets")),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from robust.errors import InputError
-from robust.ledger import Finding, ImageRow, Ledger, Run
+from robust.ledger import Finding, ImageRow, Ledger, Queries, Run
 
 THREAT = "linf:8/255"
 
@@ -84,6 +84,15 @@ class TestCreateAndOpen:
         assert [row.distance for row in ledger.rows(THREAT)] == [0.1]
         assert [row.distance for row in ledger.rows("l2:0.5")] == [0.4, 0.5]
         assert len(ledger.runs(THREAT)) == 1
+
+    def test_what_query_attacks_asked_is_kept_by_attack_and_image(self, ledger: Ledger) -> None:
+        asked = [Queries(1, 40, 40), Queries(0, 100, None)]
+        ledger.record(run(attack="square"), [], asked)
+        ledger.record(run(attack="rays"), [], [Queries(0, 7, 7)])
+        with reopened(ledger) as again:
+            assert again.queries(THREAT, "square") == asked[::-1]
+            assert again.queries(THREAT, "rays") == [Queries(0, 7, 7)]
+            assert again.queries("l2:0.5", "rays") == []
 
     def test_rows_come_in_the_order_of_images(self, ledger: Ledger) -> None:
         ledger.record(run(), [finding(image, 0.1) for image in (7, 2, 30, 0)])

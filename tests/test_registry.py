@@ -18,8 +18,8 @@ from robust.errors import InputError
 def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
     assert list(listed) == [
-        "noise", "fgsm", "pgd", "pgd-eot", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square",
-        "transfer", "fab", "fab-t", "fmn",
+        "noise", "fgsm", "pgd", "pgd-eot", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square", "simba",
+        "hopskipjump", "rays", "transfer", "fab", "fab-t", "fmn",
         "ddn", "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
     ]  # fmt: skip
     for name, info in listed.items():
@@ -95,7 +95,7 @@ def test_radius_per_image():
     ("text", "message"),
     [
         ("pdg", "unknown attack 'pdg': did you mean pgd"),
-        ("hopskipjump", "did you mean art:HopSkipJump"),
+        ("hopskipjmp", "did you mean hopskipjump"),
         ("art:hopskipjum", "unknown attack 'art:hopskipjum': did you mean art:HopSkipJump"),
         ("artt:HopSkipJump", "did you mean art:HopSkipJump"),
         ("foolbox:L2CarliniWagnerAtack", "did you mean foolbox:L2CarliniWagnerAttack"),

@@ -9,10 +9,13 @@ from robust.attacks.ddn import DDN
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
+from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.noise import UniformNoise
 from robust.attacks.pgd import PGD
 from robust.attacks.pgd_eot import PGDEOT
+from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
+from robust.attacks.simba import SimBA
 from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 
@@ -28,7 +31,10 @@ __all__ = [
     "Attack",
     "Auto",
     "AutoAttack",
+    "HopSkipJump",
+    "RayS",
     "SigmaZero",
+    "SimBA",
     "Square",
     "Transfer",
     "UniformNoise",

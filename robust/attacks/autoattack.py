@@ -103,10 +103,14 @@ class AutoAttack(Attack):
 
 @dataclass(frozen=True)
 class _PublishedSquare(Square):
-    """Square with AutoAttack's schedule: the windows for 10,000 queries, of which only the first are made."""
+    """Square with AutoAttack's schedule and count: as many windows as queries, the first of those for 10,000."""
+
+    @property
+    def windows(self) -> int:
+        return self.queries
 
     def _share(self, query: int) -> float:
-        return Square(self.eps, queries=10_000, p_init=self.p_init)._share(query)
+        return Square(self.eps, queries=10_002, p_init=self.p_init)._share(query)
 
 
 _PARTS: dict[str, tuple[str, ...]] = {

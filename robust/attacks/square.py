@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robust import randomness
-from robust.attacks.base import Attack, Goal, Knowledge, Model, still_open
+from robust.attacks.base import Goal, Knowledge, Model, still_open
 from robust.attacks.losses import LOSSES
+from robust.attacks.queries import Queried, QueryAttack
 from robust.errors import InputError, unknown
 from robust.threats import NORMS, per_image
 
@@ -27,19 +28,19 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Square(Attack):
+class Square(QueryAttack):
     """Random search: each query changes one square window, and the change is kept where the loss rises.
 
     Settings:
-        queries: windows tried per image. An image that is never fooled costs ``queries`` + 2 forward passes, with the
-            clean image and the starting point; there is no backward pass.
+        queries: forward passes that any one image may cost: the clean image, the starting point, and for each of the
+            others one window. There is no backward pass.
         p_init: share of the pixels that the first windows cover, in (0, 1]; a fixed schedule halves it.
         loss: ``margin``, ``ce`` or ``dlr``. By default the published choice: the margin, and the cross-entropy of the
             target where targets are given.
 
     An image leaves the batch at the first query that fools the model. The schedule is the published one for 10,000
-    queries, rescaled to ``queries``. So a larger budget is another run, with larger windows for longer, and not the
-    same run continued: it succeeds more often, but may lose a single image that a smaller one fooled.
+    windows, rescaled to those of this budget. So a larger budget is another run, with larger windows for longer, and
+    not the same run continued: it succeeds more often, but may lose a single image that a smaller one fooled.
 
     linf: starts from vertical stripes on the faces of the ball; a step puts a window on a random face per channel.
     l2: starts from a grid of bumps; a step mixes a new bump into a window, and takes the norm for it from a second
@@ -68,25 +69,31 @@ class Square(Attack):
     def __post_init__(self) -> None:
         if self.loss is not None and self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
-        if self.queries < 1:
-            raise InputError(f"square: queries must be at least 1, not {self.queries}")
+        super().__post_init__()
         if not 0 < self.p_init <= 1:
             raise InputError(f"square: p_init is a share of the pixels in (0, 1], not {self.p_init:g}")
 
-    def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
+    @property
+    def windows(self) -> int:
+        """How many windows are tried on an image that is never fooled."""
+        return self.queries - 2
+
+    def query(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Queried:
         if images.dim() != 4:
             raise InputError(f"square needs images of shape (N, C, H, W), not {tuple(images.shape)}")
         images = images.contiguous()
-        result = images.clone()
-        index = still_open(model(images), goal, eps)
+        logits = model(images)
+        index = still_open(logits, goal, eps)
+        broken_at = goal.met(logits).long()
+        found = Queried(images.clone(), torch.ones_like(broken_at), broken_at)
         if not len(index):
-            return result
+            return found
         kinds: dict[str, type[_Faces | _Bumps]] = {"linf": _Faces, "l2": _Bumps, "l1": _Spikes}
         moves: _Moves = kinds[self.norm](images[index], eps[index])
         goal, seeds, points, draws = goal[index], seeds[index], images[index], eps.new_empty(len(index), 0)
         kind = torch.promote_types(images.dtype, torch.float32)
         best = torch.full(index.shape, -torch.inf, dtype=kind, device=index.device)
-        for query in range(-1, self.queries):  # -1 is the starting point
+        for query in range(-1, self.windows):  # -1 is the starting point
             if query >= 0 and query % _BLOCK == 0:
                 # Stream 0 belongs to the starting point, 1 + b to the b-th block of queries.
                 draws = randomness.uniform(seeds, 1 + query // _BLOCK, (_BLOCK, moves.numbers), torch.float64)
@@ -95,23 +102,24 @@ class Square(Attack):
             else:
                 trial = moves.step(points, draws[:, query % _BLOCK], self._share(query))
             values, solved = self._judge(model(trial).to(kind), goal)
+            found.spent[index] += 1
             better = (values > best).nonzero().squeeze(1)
             if not len(better):
                 continue
             points[better], best = trial[better], torch.maximum(best, values)
             if bool(solved.any()):
-                result[index[solved]] = points[solved]
+                found.points[index[solved]], broken_at[index[solved]] = points[solved], query + 3
                 keep = ~solved
                 index, goal, seeds, moves = index[keep], goal[keep], seeds[keep], moves[keep]
                 points, best, draws = points[keep], best[keep], draws[keep]
                 if not len(index):
                     break
-        result[index] = points
-        return result
+        found.points[index] = points
+        return found
 
     def _share(self, query: int) -> float:
         """The share of the pixels that the window of this query (from 0) covers."""
-        return self.p_init * 0.5 ** bisect_left(_HALVINGS, int(query / self.queries * 10_000))
+        return self.p_init * 0.5 ** bisect_left(_HALVINGS, int(query / self.windows * 10_000))
 
     def _judge(self, logits: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """The loss of each image, inf where it is fooled and -inf where it is no number; and whether it is fooled."""

@@ -9,6 +9,7 @@ from robust.attacks.base import Goal
 from robust.attacks.losses import dlr
 from robust.checks.sample import Sample, logits_of, record
 from robust.checks.state import inner_backward, remembered
+from robust.errors import NoGradientError
 from robust.models import evaluating
 from robust.summary import CheckRecord
 
@@ -122,7 +123,7 @@ def _traced(model: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.enable_grad():
             return model(images.clone().requires_grad_()).detach().float()  # type: ignore[no-any-return]
-    except RuntimeError:
+    except (RuntimeError, NoGradientError):
         return model(images).float()  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robust.errors import InputError
+from robust.errors import InputError, NoGradientError
 
 _Exported = TypeVar("_Exported", bound="ExportedModel")
 
@@ -45,14 +45,22 @@ class Normalized(nn.Module):
 
 
 class CallableModel(nn.Module):
-    """A plain function from images to logits as a module without weights."""
+    """A plain function from images to logits as a module without weights.
+
+    Raises NoGradientError where the function leaves torch (for NumPy, say) although a gradient is asked for.
+    """
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, images: Tensor) -> Any:
-        return self.function(images)
+        try:
+            return self.function(images)
+        except RuntimeError as error:
+            if images.requires_grad and "requires grad" in str(error):
+                raise NoGradientError("no gradient reaches the model's input: the function leaves torch") from error
+            raise
 
 
 class ExportedModel(nn.Module):

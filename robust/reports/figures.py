@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from robust.reports.formats import STEPS, attack_name, class_name, in_steps, percent, shorten, size_text, width
+from robust.reports.formats import (
+    STEPS,
+    attack_name,
+    class_name,
+    in_steps,
+    one_line,
+    percent,
+    shorten,
+    size_text,
+    width,
+)
 from robust.reports.svg import BROKEN, CLEAN, GRID, INK, MUTED, PROVEN, ROBUST, Sheet, sheet
 from robust.reports.tally import ClassTally
 from robust.stats import clopper_pearson
-from robust.summary import CurvePoint, Norm, Rate, ThreatResult
+from robust.summary import AttackRecord, CurvePoint, Norm, Rate, ThreatResult
 
 HEAT_MAP_CLASSES = 20
 _WIDTH = 420.0
@@ -94,6 +104,41 @@ def _spread(values: Sequence[float], gap: float, top: float) -> list[float]:
         placed[index] = min(placed[index], ceiling)
         ceiling = placed[index] - gap
     return placed
+
+
+def query_figure(key: str, attacks: Sequence[AttackRecord]) -> str:
+    """Share of the images tried that each query attack had broken, against queries per image on a log scale."""
+    asked = [(attack, attack.queries) for attack in attacks if attack.queries is not None]
+    last = max(10, *(queries.most for _, queries in asked))
+    styles = [(color, dash) for dash in ("-", (0, (4, 2))) for color in (BROKEN, ROBUST, CLEAN, PROVEN)]
+    highest = max(0.05, *(attack.broken / attack.tried for attack, _ in asked))
+    with sheet(key, _WIDTH, 250 + 18 * len(asked), (46, 12, 26 + 18 * len(asked), 46)) as page:
+        axes = page.axes
+        axes.set_xscale("log")
+        axes.set_xlim(1, last)
+        axes.set_ylim(0, min(1.0, 1.08 * highest))
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        for index, (attack, queries) in enumerate(asked):
+            color, dash = styles[index % len(styles)]
+            steps = np.array([1, *queries.broken_at, queries.most])
+            shares = np.array([0, *range(1, len(queries.broken_at) + 1), len(queries.broken_at)]) / attack.tried
+            axes.plot(steps, shares, color=color, linestyle=dash, linewidth=2, drawstyle="steps-post", clip_on=False)
+            # A key above the frame, one line for each attack.
+            height = 1 + (18 * (len(asked) - index) - 6) / 178
+            axes.plot([0, 0.06], [height] * 2, color=color, linestyle=dash, linewidth=2, transform=axes.transAxes,
+                      clip_on=False)  # fmt: skip
+            name = attack_name(attack.name)
+            text = f"{shorten(name, 32)}  {len(queries.broken_at):,} of {attack.tried:,}"
+            page.text(0.08, height, text, full=name, frame=True)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlabel("queries per image")
+        best = max(asked, key=lambda pair: pair[0].broken)[0]
+        return page.svg(
+            f"Success of {len(asked)} query attacks against queries per image; the most, {best.broken:,} of "
+            f"{best.tried:,} images, by {one_line(best.name)}."
+        )
 
 
 def waterfall_figure(key: str, result: ThreatResult, clean: Rate) -> str:

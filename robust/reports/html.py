@@ -37,6 +37,8 @@ class ThreatView:
     curve: Markup
     points: list[CurvePoint]
     waterfall: Markup
+    asking: list[AttackRecord]
+    queries: Markup | None
     totals: AttackRecord
     other_cost: bool
     push_figure: Markup | None
@@ -128,6 +130,7 @@ def _view(key: str, summary: AuditSummary, result: ThreatResult, ledger: Ledger)
     few = classes <= figures.HEAT_MAP_CLASSES
     tallies = sorted(class_tallies(ledger, threat), key=lambda tally: (tally.robust / tally.n, -tally.n, tally.index))
     bars, totals = _bars(tallies), _totals(result.attacks)
+    asking = [attack for attack in result.attacks if attack.queries is not None]
     return ThreatView(
         key=key,
         result=result,
@@ -135,6 +138,8 @@ def _view(key: str, summary: AuditSummary, result: ThreatResult, ledger: Ledger)
         curve=Markup(figures.curve_figure(f"{key}-curve", result, clean)),
         points=_thinned(figures.curve_points(result, clean), result.threat.eps),
         waterfall=Markup(figures.waterfall_figure(f"{key}-fall", result, clean)),
+        asking=asking,
+        queries=Markup(figures.query_figure(f"{key}-ask", asking)) if asking else None,
         totals=totals,
         other_cost=abs(totals.forward / summary.data.n - result.cost.forward_per_image) > 0.01,
         push_figure=_push_figure(f"{key}-push", found, names, classes, few),

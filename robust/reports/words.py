@@ -116,6 +116,11 @@ def next_steps(summary: AuditSummary) -> list[str]:
             f"Finish the audit: {', '.join(sorted(open_ends))}. Remove the cause, or give it a longer budget, and run "
             "the same command again; it goes on from the ledger."
         )
+    elif summary.verdict == "inconclusive" and all(black_box_only(result) for result in summary.threats):
+        steps.append(
+            "Audit the model itself, with its gradients, where you can: what stands here stands against attackers who "
+            "only ask it."
+        )
     elif summary.verdict == "inconclusive":
         steps.append("Remove the cause named above and run the same command again.")
     if summary.verdict == "sound":

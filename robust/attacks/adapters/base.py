@@ -16,14 +16,15 @@ from torch import Tensor
 from robust.attacks.adapters.bridge import Bridge, Stop
 from robust.attacks.adapters.catalog import Catalog, Entry, Setting
 from robust.attacks.adapters.isolation import own_randomness, renamed_errors
-from robust.attacks.base import Attack, Goal, Model, still_open
+from robust.attacks.base import Goal, Model, still_open
 from robust.attacks.losses import margin
+from robust.attacks.queries import CountedAttack, Queried, check_queries, only_asks
 from robust.errors import InputError, RobustError, unknown
 from robust.silence import quiet
 
 
 @dataclass(frozen=True)
-class AdaptedAttack(Attack):
+class AdaptedAttack(CountedAttack):
     """An attack of another library, with the call and the guarantees of our own.
 
     Settings:
@@ -33,6 +34,9 @@ class AdaptedAttack(Attack):
 
         stop: end each search once a point inside ball and box fools the model. Without, the library runs to its end,
             which costs more and breaks no more images, but gives the smallest perturbation of a minimum-norm attack.
+        queries: forward passes that any one image may cost, the clean one and the last check included; for attacks that
+            only ask (score, decision). The library is stopped at the limit. None: as many as the library asks for. May
+            stand among ``options`` too.
 
     Only images that are not fooled already reach the library. An image that it fooled comes back as the first point
     that did so inside ball and box (without ``stop``, as the library's last, where that does so too). For any other the
@@ -41,17 +45,20 @@ class AdaptedAttack(Attack):
 
     Weights, ``.grad``, flags and the random state of torch, NumPy and Python are as before. Every number comes from
     ``seed`` and the images. Results do not depend on how the images are batched, but for ART's attacks that draw for
-    whole batches (random starts, SquareAttack, VirtualAdversarialMethod) and Foolbox's that stop for whole batches
-    (L2CarliniWagnerAttack and EADAttack, unless ``abort_early=False``).
+    whole batches (random starts) and Foolbox's that stop for whole batches (L2CarliniWagnerAttack and EADAttack, unless
+    ``abort_early=False``). Attacks that only ask the model are run on one image at a time, so that every question has
+    an owner.
 
-    Raises InputError for an unknown attack or option; NoGradientError where no gradient reaches the input; RobustError
-    with one line that names the attack for any error in the library.
+    Raises InputError for an unknown attack or option, and for ``queries`` of an attack that needs more than answers;
+    NoGradientError where no gradient reaches the input; RobustError with one line that names the attack for any error
+    in the library.
     """
 
     _: KW_ONLY
     attack: str
     options: tuple[tuple[str, Any], ...] = ()
     stop: bool = True
+    queries: int | None = None
 
     catalog: ClassVar[Catalog]
     reserved: ClassVar[frozenset[str]]
@@ -59,12 +66,14 @@ class AdaptedAttack(Attack):
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         set_field(self, "attack", self.catalog.resolve(self.attack))
-        set_field(self, "options", tuple(self.options))
+        set_field(self, "queries", dict(self.options).get("queries", self.queries))
+        set_field(self, "options", tuple(option for option in self.options if option[0] != "queries"))
         # What other attacks fix for a class is fixed here for an instance.
         set_field(self, "name", f"{self.catalog.library}:{self.attack}")
         for key in ("norms", "knowledge", "source", "targetable"):
             set_field(self, key, getattr(self.entry, key))
-        valid = self.option_names()
+        self._check_queries()
+        valid = [*self.option_names(), *(["queries"] if only_asks(self) else [])]
         for option, _ in self.options:
             if option not in valid:
                 raise unknown(f"option of {self.name}", option, valid)
@@ -72,6 +81,15 @@ class AdaptedAttack(Attack):
     @property
     def entry(self) -> Entry:
         return self.catalog.entries[self.attack]
+
+    def _check_queries(self) -> None:
+        if self.queries is None:
+            return
+        if not only_asks(self):
+            raise InputError(f"{self.name} is no query attack, so it takes no limit of queries")
+        if type(self.queries) is not int:
+            raise InputError(f"{self.name}: queries must be int, not {self.queries!r}")
+        check_queries(self.name, self.queries)
 
     @classmethod
     @abstractmethod
@@ -126,11 +144,13 @@ class AdaptedAttack(Attack):
             raise InputError(f"{self.name} takes square images only, not {images.shape[2]} by {images.shape[3]}")
         return super()._checked(images, labels, targets)
 
-    def run(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Tensor:
+    def query(self, model: Model, images: Tensor, goal: Goal, eps: Tensor, seeds: Tensor) -> Queried:
         logits = model(images)
         index = still_open(logits, goal, eps)
+        broken_at = goal.met(logits).long()
+        spent = torch.ones_like(broken_at)
         if not len(index):
-            return images.clone()
+            return Queried(images.clone(), spent, broken_at)
         aim = goal
         if self.entry.aims and goal.targets is None:
             aim = Goal(goal.labels, logits.scatter(1, goal.labels[:, None], -torch.inf).argmax(1))
@@ -148,22 +168,32 @@ class AdaptedAttack(Attack):
                     points = self.search(bridge, images[group].clamp(0, 1), aim[group], setting, seeds[group])
                     last[group] = points.detach().to(images)
                 first[group], fooled[group], solved[group] = bridge.found, bridge.fooled, bridge.solved
+                spent[group] += -(-bridge.asked // len(group))
+                if bridge.asked_first:
+                    broken_at[group] = 1 + bridge.asked_first
         if self.stop:
             last[solved] = first[solved]
         met, result = self._settle(model, images, last, goal, eps, index, logits)
+        spent[index] += 1
         lost = index[fooled[index] & ~met]
         result[lost] = first[lost]
-        return result
+        late = index[met & (broken_at[index] == 0)]
+        broken_at[late] = spent[late]
+        return Queried(result, spent, broken_at)
 
     def _patience(self) -> int | None:
-        """The entry's, or five times the user's own budget where that is more."""
-        if self.entry.patience is None:
-            return None
-        return max(self.entry.patience, 5 * int(dict(self.options).get("max_iter", 0)))
+        """The points that a search may ask about: the entry's number, or five times the user's own budget where that is
+        more, but never what would leave no query for the last check."""
+        own = self.entry.patience
+        if own is not None:
+            own = max(own, 5 * int(dict(self.options).get("max_iter", 0)))
+        if self.queries is None:
+            return own
+        return self.queries - 2 if own is None else min(own, self.queries - 2)
 
     def _groups(self, index: Tensor, eps: Tensor) -> Iterator[Tensor]:
         """The images that go to the library together: those of one radius, or each alone."""
-        if self.entry.alone:
+        if self.entry.alone or only_asks(self):
             yield from index[:, None]
         else:
             yield from (index[eps[index] == radius] for radius in torch.unique(eps[index]))

@@ -63,6 +63,9 @@ class Bridge(nn.Module):
     are those whose margin is more than rounding; a point on the boundary itself may be on either side of it in another
     batch, so there the search goes on. A query with as many points as there are images is taken to hold them in order,
     which membership then confirms.
+
+    ``asked`` counts the points that reached the model, never more than ``patience``; ``asked_first`` is the number of
+    the one that first ``fooled``, where there is but one image.
     """
 
     def __init__(
@@ -73,17 +76,18 @@ class Bridge(nn.Module):
         self._model = (model,)
         self._images, self._goal, self._eps, self._geometry = images, goal, eps, geometry
         self._probabilities = probabilities
-        self._left = math.inf if patience is None else patience
+        self._patience = math.inf if patience is None else patience
         self._stop = stop
         self.found = images.clone()
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.solved = self.fooled.clone()
+        self.asked = self.asked_first = 0
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        self._left -= len(images)
-        if self._left < 0:
+        if self.asked + len(images) > self._patience:
             raise Stop("the patience with these images is spent")
+        self.asked += len(images)
         points = images.to(self._images)
         try:
             if points.requires_grad and torch.is_grad_enabled():
@@ -113,6 +117,8 @@ class Bridge(nn.Module):
             return
         fooled &= self._geometry.contains(points, self._images.expand_as(points), self._eps.expand(len(points)))
         safe = fooled & (margin(logits, goal) > _ROUNDING * logits.abs().amax(1))
+        if len(self._images) == 1 and not self.asked_first and bool(fooled.any()):
+            self.asked_first = self.asked - len(points) + 1 + int(fooled.nonzero()[0])
         for new, known in ((fooled, self.fooled), (safe, self.solved)):
             if len(self._images) == 1 and bool(new.any()) and not bool(known):
                 self.found, known[0] = points[new.nonzero()[0]].clone(), True
