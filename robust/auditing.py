@@ -34,6 +34,7 @@ from robust.request import (
     Request,
     check_attacks,
     check_budget,
+    check_effort,
     check_folder,
     check_precision,
     choose_device,
@@ -60,6 +61,7 @@ def audit(
     device: str = "auto",
     batch_size: int | None = None,
     budget: float | None = None,
+    effort: str = "standard",
     precision: str = "auto",
     out: str | Path | None = None,
     weights: str | Path | None = None,
@@ -89,6 +91,7 @@ def audit(
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
         batch_size: images at a time; by default from the model's largest activation.
         budget: seconds after which no new batch is started; what was left undone makes the verdict inconclusive.
+        effort: of the standard list: ``quick``, ``standard`` or ``exhaustive``.
         precision: how attacks may search: ``auto`` (the fastest copy of the model that agrees with it, down to the
             model itself), ``float32`` (never in bfloat16) or ``plain`` (the model itself). What they find is always
             decided by the model itself, in float32.
@@ -110,6 +113,7 @@ def audit(
     request = Request(
         threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out), precision=check_precision(precision),
+        effort=check_effort(effort, attacks),
     )  # fmt: skip
     check_attacks(request, bool(surrogates))
     check_budget(budget)
@@ -140,7 +144,7 @@ def audit(
             data=images, ledger=ledger, device=request.device,
             attacks=request.attacks, surrogates=others, seed=seed, batch_size=ledger.meta("batch_size"),
             deadline=float("inf") if budget is None else time.monotonic() + budget, progress=progress,
-            bpda=fronts,
+            bpda=fronts, effort=effort,
         )  # fmt: skip
         for threat in request.threats:
             run_threat(job, threat)
@@ -220,7 +224,8 @@ def _open_ledger(
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
-        "attacks": request.attacks and list(request.attacks), "seed": request.seed, "precision": request.precision,
+        # The standard list by its names, so that an audit is not gone on with by another version's list.
+        "attacks": _names(request, "gradients"), "seed": request.seed, "precision": request.precision,
         "bpda": list(fronts) or None,
         "surrogates": [identify(surrogate) for surrogate in surrogates] or None,
     }  # fmt: skip
@@ -250,7 +255,7 @@ def _open_ledger(
 
 
 def _names(request: Request, access: Access) -> list[str]:
-    lists = [request.attacks or standard_attacks(threat, access) for threat in request.threats]
+    lists = [request.attacks or standard_attacks(threat, access, request.effort) for threat in request.threats]
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
@@ -259,6 +264,7 @@ def _call(model: str, data: str, request: Request, limit: int | None) -> str:
     given = {
         "attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None,
         "precision": None if request.precision == "auto" else request.precision,
+        "effort": None if request.effort == "standard" else request.effort,
     }  # fmt: skip
     more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
     return f"robust.audit({model}, {data}, {[threat.text for threat in request.threats]}{more})"

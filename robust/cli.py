@@ -73,6 +73,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Seed of the sample and of every attack.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images at a time. Default: fitted to the model.")] = None,
+    effort: Annotated[str, typer.Option(help="Of the standard list: quick, standard or exhaustive.")] = "standard",
     precision: Annotated[
         str,
         typer.Option(
@@ -130,9 +131,9 @@ def audit(
         with terminal_progress() as progress:
             return run_audit(
                 model, data, threats, attacks=attacks, surrogates=surrogate or (), limit=limit, seed=seed,
-                device=device, batch_size=batch_size, budget=seconds, precision=precision, out=folder, weights=weights,
-                mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size, trust=trust,
-                bpda=bpda or (), command=_command(), progress=progress,
+                device=device, batch_size=batch_size, budget=seconds, effort=effort, precision=precision,
+                out=folder, weights=weights, mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size,
+                trust=trust, bpda=bpda or (), command=_command(), progress=progress,
             )  # fmt: skip
 
     try:

@@ -93,10 +93,16 @@ class Step:
         return label.split(_ON)[0]
 
 
-def standard_attacks(threat: ThreatModel, access: Access = "gradients") -> tuple[str, ...]:
-    """The default attacks for a threat model, in order, for a model that gives an attacker this much."""
-    if access == "gradients":
+def standard_attacks(threat: ThreatModel, access: Access = "gradients", effort: str = "standard") -> tuple[str, ...]:
+    """The default attacks for a threat model, in order, for a model that gives an attacker this much.
+
+    ``effort`` is that of the cascade: ``quick``, ``standard`` or ``exhaustive``. The sentinels are the same for all, so
+    a quick audit that misses much does not come out sound.
+    """
+    if access == "gradients" and effort == "standard":
         return _STANDARD[threat.norm]
+    if access == "gradients":
+        return tuple(f"auto(effort='{effort}')" if name == "auto" else name for name in _STANDARD[threat.norm])
     return (_LABELS if access == "labels" else _SCORES)[threat.norm]
 
 
@@ -117,6 +123,7 @@ def steps(
     random: bool = False,
     surrogates: bool = False,
     access: Access = "gradients",
+    effort: str = "standard",
 ) -> list[Step]:
     """The audit's steps: the attacks asked for (None: the standard ones), then the sentinels.
 
@@ -127,7 +134,7 @@ def steps(
     watches over them takes that way too. A ``random`` model also meets an attack that no lucky draw stops.
     With surrogate models one sentinel takes its gradients from them, on everything that stands.
     """
-    asked = standard_attacks(threat, access) if attacks is None else attacks
+    asked = standard_attacks(threat, access, effort) if attacks is None else attacks
     if access != "gradients":
         plan = [Step(attack) for attack in dict.fromkeys(asked)]
         return [*plan, Step(_LONGER[access][threat.norm], SENTINEL_IMAGES, "converged")]

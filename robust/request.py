@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from robust.attacks import Transfer
+from robust.attacks.auto import EFFORTS
 from robust.attacks.registry import build
 from robust.errors import InputError, unknown
 from robust.lane import PRECISIONS
@@ -28,6 +29,7 @@ class Request:
     device: torch.device
     out: Path | None
     precision: str
+    effort: str
 
 
 def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:
@@ -77,6 +79,17 @@ def check_budget(budget: float | None) -> None:
     """Raises InputError for a budget of no time."""
     if budget is not None and not budget > 0:
         raise InputError(f"budget {budget:g} s: give more than 0 seconds")
+
+
+def check_effort(effort: str, attacks: Sequence[str] | None) -> str:
+    """Raises InputError for an unknown effort, and for one beside a list of attacks, which it would not touch."""
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
+    if effort != "standard" and attacks is not None:
+        raise InputError(
+            f"effort {effort} is for the standard list: write it into the attack, as in auto(effort='{effort}')"
+        )
+    return effort
 
 
 def check_precision(precision: str) -> str:

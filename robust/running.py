@@ -59,6 +59,7 @@ class Job:
     progress: Progress
     bpda: Mapping[str, Backward] = field(default_factory=dict)
     random: bool = False
+    effort: str = "standard"
 
     @property
     def out_of_time(self) -> bool:
@@ -76,7 +77,14 @@ def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
     view = prepare(job, threat)
     plan = steps(
-        threat, job.attacks, view.gradients, view.via, view.job.random, bool(job.surrogates), access=access_of(job)
+        threat,
+        job.attacks,
+        view.gradients,
+        view.via,
+        view.job.random,
+        bool(job.surrogates),
+        access_of(job),
+        job.effort,
     )
     position = 0
     while position < len(plan):

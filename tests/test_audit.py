@@ -312,3 +312,26 @@ def test_a_chance_level_model_draws_a_warning() -> None:
     summary = robust.audit(model, (images, (labels + 1) % 4), ["linf:0.004"], attacks=["noise"])
     assert any("near chance" in warning for warning in summary.warnings)
     assert summary.verdict != "sound"
+
+
+def test_effort_is_that_of_the_standard_list(tmp_path: Path) -> None:
+    model = LinearModel().eval()
+    images = images_of(model)
+    spent = {}
+    for effort in ("quick", "exhaustive"):
+        summary = robust.audit(model, images, ["linf:0.01"], effort=effort, precision="plain")
+        assert f"auto(effort='{effort}')" in summary.settings.attacks
+        assert summary.settings.standard_attacks
+        spent[effort] = next(a for a in summary.threats[0].attacks if a.name.startswith("auto")).backward
+    assert spent["quick"] < spent["exhaustive"]
+    with pytest.raises(InputError, match="write it into the attack"):
+        robust.audit(model, images, attacks=["fgsm"], effort="quick")
+    with pytest.raises(InputError, match="did you mean"):
+        robust.audit(model, images, effort="quik")
+
+
+def test_another_effort_is_another_audit(tmp_path: Path) -> None:
+    model = LinearModel().eval()
+    robust.audit(model, images_of(model), ["linf:0.01"], effort="quick", out=tmp_path / "out")
+    with pytest.raises(InputError, match="another attacks"):
+        robust.audit(model, images_of(model), ["linf:0.01"], out=tmp_path / "out")
