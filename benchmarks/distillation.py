@@ -30,7 +30,7 @@ from robust.progress import Plain
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from gtsrb_data import CLASS_NAMES, read_signs, split_by_track
-from gtsrb_model import load_model
+from gtsrb_model import TrafficSignNet
 
 Problem = tuple[nn.Module, ImageSet, ImageSet, ImageSet, str]
 
@@ -39,7 +39,8 @@ def gtsrb(folder: Path, n: int) -> Problem:
     signs, held = split_by_track(read_signs(folder, "train"), 0.1, 0)
     test = read_signs(folder, "test")
     parts = [load_data((part.images, part.labels), class_names=CLASS_NAMES) for part in (signs, held, test)]
-    return load_model(), parts[0].limited(n, 0), parts[1], parts[2], "linf:4/255"
+    torch.manual_seed(0)
+    return TrafficSignNet(), parts[0].limited(n, 0), parts[1], parts[2], "linf:4/255"
 
 
 def mnist(folder: Path, n: int) -> Problem:
@@ -74,8 +75,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     model, train, held, test, threat = {"gtsrb": gtsrb, "mnist": mnist}[chosen.problem](chosen.data, chosen.images)
-    # Few images teach 43 classes from nothing too slowly, so there teacher and student start from the plain classifier.
-    defense = DefensiveDistillation(threat, epochs=chosen.epochs, fresh=chosen.problem != "gtsrb")
+    defense = DefensiveDistillation(threat, epochs=chosen.epochs)
     temperatures = [float(text) for text in chosen.temperatures.split(",")]
     start, out = time.perf_counter(), chosen.out / chosen.problem
     rows = temperature_sweep(defense, model, train, held, test, temperatures, out, Plain())
