@@ -46,11 +46,11 @@ def gtsrb(folder: Path, n: int) -> Problem:
 def mnist(folder: Path, n: int) -> Problem:
     train, test = (_mnist_part(folder, split) for split in ("train", "test"))
     train, held = hold_out(train.limited(n + n // 9, 0), 0.1, 0)
+    torch.manual_seed(0)
     layers = OrderedDict(
         c1=nn.Conv2d(1, 16, 4, 2, 1), r1=nn.ReLU(), c2=nn.Conv2d(16, 32, 4, 2, 1), r2=nn.ReLU(), flat=nn.Flatten(),
         l1=nn.Linear(32 * 49, 100), r3=nn.ReLU(), l2=nn.Linear(100, 10),
     )  # fmt: skip
-    torch.manual_seed(0)
     return nn.Sequential(layers), train, held, test, "linf:0.1"
 
 

@@ -13,6 +13,7 @@ from subjects import LinearModel, Masked, distances, images_of
 from torch import nn
 
 from robust.data import ImageSet, load_data
+from robust.defenses import masking
 from robust.defenses.masking import CROSS_ENTROPY, masked, masking_rows, temperature_sweep
 from robust.defenses.training.distillation import DefensiveDistillation
 from robust.errors import InputError
@@ -22,6 +23,15 @@ from robust.threats import ThreatModel
 EPS = 0.004
 NEAR = 0.1  # untargeted steps may make for another than the nearest class
 THREAT = ThreatModel("linf", EPS)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests look at does not hang on C&W and Square, which take most of the time."""
+    monkeypatch.setattr(
+        masking, "CARLINI_ATTACK", "foolbox:L2CarliniWagnerAttack(binary_search_steps=2, steps=20, stepsize=0.05)"
+    )
+    monkeypatch.setattr(masking, "_QUERIES", 50)
 
 
 @pytest.fixture
@@ -37,7 +47,7 @@ def _truth(data: ImageSet) -> float:
 
 
 def test_a_plain_model_is_not_called_masked(data: ImageSet) -> None:
-    rows = masking_rows(LinearModel(), LinearModel(), data, THREAT, 1.0, queries=100)
+    rows = masking_rows(LinearModel(), LinearModel(), data, THREAT, 1.0)
     found = {row.attack: row.accuracy for row in rows}
     truth = _truth(data)
     assert 0.1 < truth < 0.9
@@ -48,7 +58,7 @@ def test_a_plain_model_is_not_called_masked(data: ImageSet) -> None:
 
 
 def test_a_saturated_model_is_and_the_other_attacks_find_the_truth(data: ImageSet) -> None:
-    rows = masking_rows(Masked(LinearModel(), "saturate"), LinearModel(), data, THREAT, 1e4, queries=100)
+    rows = masking_rows(Masked(LinearModel(), "saturate"), LinearModel(), data, THREAT, 1e4)
     found = {row.attack: row.accuracy for row in rows}
     assert found[CROSS_ENTROPY] > _truth(data) + 0.3
     for attack in ("PGD, logits / temperature", "PGD, margin", "transfer"):
@@ -63,8 +73,7 @@ def test_a_norm_without_square_is_refused(data: ImageSet) -> None:
         masking_rows(LinearModel(), LinearModel(), data, ThreatModel("l1", 1.0), 1.0)
 
 
-def test_a_sweep_is_kept_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robust.defenses.masking._QUERIES", 50)
+def test_a_sweep_is_kept_and_resumed(tmp_path: Path) -> None:
     defense = DefensiveDistillation("linf:0.05", epochs=2, batch_size=24, device="cpu")
     model: nn.Module = TinyNet()
     parts = quarters(), quarters(48, seed=1), quarters(8, seed=2)

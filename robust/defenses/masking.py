@@ -32,6 +32,7 @@ from robust.threats import ThreatModel
 
 CROSS_ENTROPY = "PGD, cross-entropy"
 _CARLINI = "C&W"
+CARLINI_ATTACK = "foolbox:L2CarliniWagnerAttack(binary_search_steps=6, steps=200, stepsize=0.02)"
 ROWS = "masking.json"
 TEMPERATURES = (1.0, 10.0, 20.0, 50.0, 100.0)
 IMAGES = 100
@@ -65,7 +66,7 @@ class Scaled(nn.Module):
 
 def masking_rows(
     model: nn.Module, plain: nn.Module, data: ImageSet, threat: ThreatModel, temperature: float, seed: int = 0,
-    queries: int = _QUERIES,
+    queries: int | None = None,
 ) -> list[Row]:  # fmt: skip
     """Accuracy of ``model`` under six attacks inside ``threat`` (linf or l2), each on all images of ``data``.
 
@@ -77,7 +78,7 @@ def masking_rows(
         raise InputError(f"threat {threat.text}: gradient masking is measured in linf or l2")
     device = device_of(model)
     stages: list[tuple[str, Callable[[Tensor, Tensor], Tensor]]] = _attacks(
-        model, plain, data.shape, threat, temperature, seed, queries
+        model, plain, data.shape, threat, temperature, seed, queries or _QUERIES
     )
     right = dict.fromkeys((name for name, _ in stages), 0)
     zeros, logit = 0, 0.0
@@ -104,10 +105,7 @@ def _attacks(
         return lambda images, labels: attack(subject, images, labels)
 
     reach = threat.eps if threat.norm == "l2" else threat.eps * math.sqrt(math.prod(shape)) / 2
-    carlini = build(
-        "foolbox:L2CarliniWagnerAttack(binary_search_steps=6, steps=200, stepsize=0.02, confidence=0)", norm="l2",
-        eps=reach, seed=seed,
-    )  # fmt: skip
+    carlini = build(CARLINI_ATTACK, norm="l2", eps=reach, seed=seed)
     square = Square(threat.eps, norm=threat.norm, queries=queries, seed=seed)
     return [
         (CROSS_ENTROPY, pgd(model, "ce")),

@@ -132,7 +132,7 @@ class _Run:
             out.mkdir(parents=True, exist_ok=True)
         while len(self.epochs) < self.defense.epochs and not self.stopped:
             self._epoch(len(self.epochs) + 1)
-            if path is not None and out is not None:
+            if path is not None and out is not None and self.best is not None:
                 checkpoint.save(path, {"identity": identity, **self._saved()})
                 self._history().write(out / HISTORY)
         if self.best is None:
