@@ -15,6 +15,7 @@ from robust.checks import CHECK_NAMES
 from robust.curve import curve
 from robust.ledger import Ledger, Run
 from robust.plan import Step, left_out
+from robust.proving import BOUNDS, proven
 from robust.reports.score import audit_score, threat_score
 from robust.running import CHECKS, CURVE, distances
 from robust.stats import rate
@@ -79,11 +80,13 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
     missing = [] if attacks is None else left_out(threat, attacks)
     judgement, reasons = verdict(checks, records, missing)
     robust = rate(int(correct.sum()) - len(broken), n)
+    certain = proven(ledger, threat)
     found = distance[correct]
     median = float(np.median(found)) if len(found) else float("inf")
     return ThreatResult(
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, text=threat.text),  # type: ignore[arg-type]
         robust_accuracy=robust,
+        certified_accuracy=None if certain is None else rate(len(certain), n),
         verdict=judgement,
         reasons=reasons,
         checks=checks,
@@ -105,7 +108,7 @@ def _attack_records(ledger: Ledger, threat: ThreatModel) -> list[AttackRecord]:
     for run in ledger.runs(threat.text):
         runs.setdefault(run.attack, []).append(run)
     planned: list[str] = ledger.meta(f"plan {threat.text}") or []
-    names = [*planned, CURVE, *([CHECKS] if CHECKS in runs else [])]
+    names = [*planned, CURVE, *(name for name in (BOUNDS, CHECKS) if name in runs)]
     return [_attack_record(ledger, threat, name, runs.get(name, [])) for name in names]
 
 
@@ -113,7 +116,7 @@ def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Ru
     status, detail = _status(ledger, threat, name, runs)
     return AttackRecord(
         name=name,
-        knowledge="white-box" if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
+        knowledge="white-box" if name in (BOUNDS, CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
         tried=max((run.tried for run in runs), default=0) if name == CHECKS else sum(run.tried for run in runs),
         broken=sum(run.broken for run in runs),
         rejected=sum(run.rejected for run in runs),
@@ -130,6 +133,8 @@ def _status(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> 
         for run in runs:
             if run.status == status:
                 return status, run.detail
+    if name == BOUNDS:
+        return "done", runs[0].detail
     if name == CHECKS or ledger.meta(f"finished {threat.text} {name}"):
         return "done", ""
     return ("unfinished", "the budget ran out") if runs else ("skipped", "the budget ran out")

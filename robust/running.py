@@ -26,6 +26,7 @@ from robust.evidence import Confirmed, confirm, findings, replay
 from robust.ledger import Ledger, Row, Run
 from robust.plan import Step, steps
 from robust.progress import Progress
+from robust.proving import prove_images, proven, stop_if_contradicted
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
@@ -64,16 +65,19 @@ class Job:
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
     gradients = _model_checks(job, threat)
+    prove_images(job, threat)
     plan = steps(threat, job.attacks, gradients)
     position = 0
     while position < len(plan):
         step = plan[position]
         job.ledger.set_meta(f"plan {threat.text}", [planned.label for planned in plan])
         broken = _run_step(job, threat, [planned.label for planned in plan], step)
+        stop_if_contradicted(job.ledger, threat)
         if broken and step.escalates and step.attack not in {planned.label for planned in plan}:
             plan.insert(position + 1, Step(step.attack))
         position += 1
     _run_curve(job, threat)
+    stop_if_contradicted(job.ledger, threat)
     _attack_checks(job, threat, plan)
 
 
@@ -102,10 +106,15 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
 
 
 def _standing_before(job: Job, threat: ThreatModel, order: list[str], label: str) -> list[int]:
-    """The correct images that no earlier step broke, whatever this and later steps have done since."""
+    """The correct images that no earlier step broke, whatever this and later steps have done since.
+
+    Proven ones are left out, but for the first step: what it broke of them would show that the proof is wrong.
+    """
     earlier = set(order[: order.index(label)])
-    broken = {row.image for row in job.ledger.rows(threat.text) if row.broken_by in earlier}
-    return [image for image in job.correct() if image not in broken]
+    done = {row.image for row in job.ledger.rows(threat.text) if row.broken_by in earlier}
+    if earlier:
+        done.update(proven(job.ledger, threat) or ())
+    return [image for image in job.correct() if image not in done]
 
 
 Attempt = Callable[[Tensor, Tensor, list[int]], "tuple[Confirmed, list[str | None]]"]

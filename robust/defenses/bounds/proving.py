@@ -17,15 +17,20 @@ from robust.defenses.bounds.operations import MaxPool, Network, Relu
 from robust.defenses.bounds.regions import NORMS, Region, region_of
 from robust.defenses.bounds.tracing import trace
 from robust.defenses.bounds.unsupported import Unsupported
+from robust.errors import RobustError
 from robust.threats import ThreatModel
 
-__all__ = ["EFFORTS", "Proofs", "Unsupported", "prove", "prove_network"]
+__all__ = ["EFFORTS", "Proofs", "TooManyFunctions", "Unsupported", "prove", "prove_network"]
 
 EFFORTS = ("interval", "mixed", "linear")
 # A proof must clear zero by this much: for the rounding of a few last sums and of numbers too small for float32.
 SLACK = 1e-6
 # Values of the widest activation held at a time: what a processor's cache bears, and what a GPU's memory does.
 _CPU_VALUES, _OTHER_VALUES = 1_000_000, 100_000_000
+
+
+class TooManyFunctions(RobustError):
+    """Proving would cost more than it was allowed to."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,21 @@ def prove(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel,
 
 @torch.no_grad()
 def prove_network(
-    network: Network, images: Tensor, labels: Tensor, threat: ThreatModel, effort: str = "linear"
-) -> Proofs:
-    """As :func:`prove`, for a network that was traced before."""
+    network: Network, images: Tensor, labels: Tensor, threat: ThreatModel, effort: str = "linear",
+    limit: int | None = None,
+) -> Proofs:  # fmt: skip
+    """As :func:`prove`, for a network that was traced before.
+
+    Raises :class:`TooManyFunctions` where more than ``limit`` linear functions, all images together, would be walked.
+    """
     n = len(images)
     margin = torch.full((n,), -torch.inf, dtype=torch.float64, device=images.device)
     proofs = Proofs(margin, torch.zeros(n, dtype=torch.long, device=images.device), torch.zeros_like(labels))
     for place, method in enumerate(EFFORTS[: EFFORTS.index(effort) + 1]):
         index = (~proofs.proven).nonzero().squeeze(1)
         if len(index):
-            found, functions = _METHODS[method](network, region_of(images[index], threat), labels[index])
+            left = None if limit is None else limit - int(proofs.functions.sum())
+            found, functions = _METHODS[method](network, region_of(images[index], threat), labels[index], left)
             better = found > margin[index]
             margin[index] = torch.where(better, found, margin[index])
             proofs.effort[index[better]] = place
@@ -75,14 +85,14 @@ def prove_network(
     return proofs
 
 
-def _interval(network: Network, region: Region, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _interval(network: Network, region: Region, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
     logits = intervals(network, region)[-1]
     others = logits.upper.scatter(1, labels[:, None], -torch.inf).amax(1)
     own = logits.lower.gather(1, labels[:, None]).squeeze(1)
     return own.double() - others.double(), torch.zeros_like(labels)
 
 
-def _mixed(network: Network, region: Region, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _mixed(network: Network, region: Region, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
     bounds = intervals(network, region)
     relaxations = {}
     for index in range(len(network.nodes)):
@@ -92,8 +102,8 @@ def _mixed(network: Network, region: Region, labels: Tensor) -> tuple[Tensor, Te
     return margins(Relaxed(network, region, bounds, relaxations), labels), _others(bounds[-1])
 
 
-def _linear(network: Network, region: Region, labels: Tensor) -> tuple[Tensor, Tensor]:
-    relaxed, functions = tightened(network, region)
+def _linear(network: Network, region: Region, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
+    relaxed, functions = tightened(network, region, limit)
     return margins(relaxed, labels), functions + _others(relaxed.bounds[-1])
 
 
@@ -121,10 +131,10 @@ def margins(relaxed: Relaxed, labels: Tensor) -> Tensor:
     return found.scatter(1, labels[:, None], torch.inf).amin(1)
 
 
-def tightened(network: Network, region: Region) -> tuple[Relaxed, Tensor]:
+def tightened(network: Network, region: Region, limit: int | None = None) -> tuple[Relaxed, Tensor]:
     """The network with linear bounds of every activation that a ReLU or maximum reads and that intervals leave open.
 
-    Also returns how many linear functions that took, by image (N,).
+    Also returns how many linear functions that took, by image (N,). Raises :class:`TooManyFunctions` beyond ``limit``.
     """
     relaxations: dict[int, Relaxation] = {}
     spent = torch.zeros(len(region.lower), dtype=torch.long, device=region.lower.device)
@@ -137,7 +147,8 @@ def tightened(network: Network, region: Region) -> tuple[Relaxed, Tensor]:
         if index not in read or not _mixes_twice(network, index):
             return None
         relaxed = Relaxed(network, region, bounds, relaxations)
-        lower, upper, functions = _refined(relaxed, index, read[index])
+        left = None if limit is None else limit - int(spent.sum())
+        lower, upper, functions = _refined(relaxed, index, read[index], left)
         spent.add_(functions)
         return lower, upper
 
@@ -165,12 +176,14 @@ def _mixes_twice(network: Network, index: int) -> bool:
     return depth[index] > 1
 
 
-def _refined(relaxed: Relaxed, index: int, open_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _refined(relaxed: Relaxed, index: int, open_only: bool, limit: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Bounds of a node's values, those of open ReLUs (or all) by linear functions; and how many there were, (N,)."""
     bounds = relaxed.bounds[index]
     lower, upper = bounds.lower.flatten(1).clone(), bounds.upper.flatten(1).clone()
     chosen = (lower < 0) & (upper > 0) if open_only else torch.ones_like(lower, dtype=torch.bool)
     counts = chosen.sum(1)
+    if limit is not None and 2 * int(counts.sum()) > limit:
+        raise TooManyFunctions
     # Each image's open values first; images with fewer than the most get others of theirs besides.
     order = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
     for part in torch.split(order, _together(relaxed.network, len(lower), lower.device), 1):
