@@ -176,12 +176,13 @@ def test_a_wrong_image_is_never_proven() -> None:
 
 
 def test_rounding_of_the_model_is_part_of_the_proof() -> None:
-    """Two sums that cancel: exactly, the first class wins by 1e-4; in float32 the sums are known to about 1e-2."""
+    """Two sums that cancel: exactly, the first class wins by 0.1; sums of 4,096 products of 7 are only sure to be within
+    4,096 * 2 ** -24 * 28,672 = 7 in float32."""
     size = 4096
     first, second = nn.Linear(size, 2), nn.Linear(2, 2)
     first.weight.data, first.bias.data = torch.full((2, size), 10.0), torch.zeros(2)
     second.weight.data = torch.tensor([[1.0, -1.0], [0.0, 0.0]])
-    second.bias.data = torch.tensor([1e-4, 0.0])
+    second.bias.data = torch.tensor([0.1, 0.0])
     model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second).eval()
     image, label = torch.full((1, 1, 64, 64), 0.7), torch.zeros(1, dtype=torch.long)
     threat = ThreatModel("linf", 0.0)
