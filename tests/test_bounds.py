@@ -176,8 +176,8 @@ def test_a_wrong_image_is_never_proven() -> None:
 
 
 def test_rounding_of_the_model_is_part_of_the_proof() -> None:
-    """Two sums that cancel: exactly, the first class wins by 0.1; sums of 4,096 products of 7 are only sure to be within
-    4,096 * 2 ** -24 * 28,672 = 7 in float32."""
+    """Two sums that cancel: exactly, the first class wins by 0.1, but in float32 a sum of 4,096 products of 7 is only
+    sure to be within 4,096 * 2 ** -24 * 28,672 = 7 of that."""
     size = 4096
     first, second = nn.Linear(size, 2), nn.Linear(2, 2)
     first.weight.data, first.bias.data = torch.full((2, size), 10.0), torch.zeros(2)
