@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 BOUNDS = "bounds"
 
-# What attacks and checks cost about, in backward passes: for each image, and for the checks' sample.
-_EACH, _CHECKS = 200, 20_000
+# What an audit costs about, in passes: for each image, and for checks and sentinels, whose samples are fixed.
+_EACH, _CHECKS = 200, 60_000
 # The pilot may cost this share of it; all proofs together, once the pilot has proven something, that multiple.
-_SHARE, _MULTIPLE = 0.03, 4
+_SHARE, _MULTIPLE = 0.03, 8
 _PILOT, _BATCH = 4, 16
 
 
