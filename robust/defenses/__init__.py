@@ -1,4 +1,5 @@
 """Defenses: methods that turn (model, training data) into a hardened model, and certificates.
 
-Certificates: :mod:`robust.defenses.bounds` (norm balls, ReLU networks).
+Certificates: :mod:`robust.defenses.bounds` (norm balls, ReLU networks), :mod:`robust.defenses.patch` (patches, any
+classifier).
 """
