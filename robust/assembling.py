@@ -17,6 +17,7 @@ from robust.checks import CATALOG, coverage
 from robust.curve import curve
 from robust.ledger import Ledger, Queries, Run
 from robust.plan import Access, Step, left_out
+from robust.proving import BOUNDS, proven
 from robust.rates import randomized_record
 from robust.reports.score import audit_score, threat_score
 from robust.running import CHECKS, CURVE, distances
@@ -88,11 +89,13 @@ def threat_result(ledger: Ledger, threat: ThreatModel, attacks: tuple[str, ...] 
     # Of a random model the mean over draws counts, rounded down to whole images, where it is lower.
     counted = standing if over_draws is None else min(standing, int(n * over_draws.robust_accuracy.value))
     robust = rate(counted, n)
+    certain = proven(ledger, threat)
     found = distance[correct]
     median = float(np.median(found)) if len(found) else float("inf")
     return ThreatResult(
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, text=threat.text),  # type: ignore[arg-type]
         robust_accuracy=robust,
+        certified_accuracy=None if certain is None else rate(len(certain), n),
         randomized=over_draws,
         verdict=judgement,
         reasons=reasons,
@@ -115,7 +118,7 @@ def _attack_records(ledger: Ledger, threat: ThreatModel) -> list[AttackRecord]:
     for run in ledger.runs(threat.text):
         runs.setdefault(run.attack, []).append(run)
     planned: list[str] = ledger.meta(f"plan {threat.text}") or []
-    names = [*planned, CURVE, *([CHECKS] if CHECKS in runs else [])]
+    names = [*planned, CURVE, *(name for name in (BOUNDS, CHECKS) if name in runs)]
     return [_attack_record(ledger, threat, name, runs.get(name, [])) for name in names]
 
 
@@ -124,7 +127,7 @@ def _attack_record(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Ru
     ours: Knowledge = "score" if ledger.meta(ACCESS) in ("scores", "labels") else "white-box"
     return AttackRecord(
         name=name,
-        knowledge=ours if name in (CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
+        knowledge=ours if name in (BOUNDS, CURVE, CHECKS) else find(Step.attack_of(name)).knowledge,
         tried=max((run.tried for run in runs), default=0) if name == CHECKS else sum(run.tried for run in runs),
         broken=sum(run.broken for run in runs),
         rejected=sum(run.rejected for run in runs),
@@ -151,6 +154,8 @@ def _status(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> 
         for run in runs:
             if run.status == status:
                 return status, run.detail
+    if name == BOUNDS:
+        return "done", runs[0].detail
     if name == CHECKS or ledger.meta(f"finished {threat.text} {name}"):
         return "done", ""
     return ("unfinished", "the budget ran out") if runs else ("skipped", "the budget ran out")

@@ -30,6 +30,7 @@ from robust.ledger import Ledger, Queries, Row, Run
 from robust.models import Backward
 from robust.plan import Step, steps
 from robust.progress import Progress
+from robust.proving import prove_images, proven, stop_if_contradicted
 from robust.rates import measure_rates
 from robust.threats import ThreatModel
 
@@ -76,6 +77,8 @@ class Job:
 def run_threat(job: Job, threat: ThreatModel) -> None:
     """Everything the audit does under one threat model. On return, the ledger holds all there was time for."""
     view = prepare(job, threat)
+    if access_of(job) == "gradients" and not view.job.random:
+        prove_images(job, threat)
     plan = steps(
         threat,
         job.attacks,
@@ -92,12 +95,14 @@ def run_threat(job: Job, threat: ThreatModel) -> None:
         job.ledger.set_meta(f"plan {threat.text}", [planned.label for planned in plan])
         seen = view.last if step.via else view.job
         broken = _run_step(seen, threat, [planned.label for planned in plan], step)
+        stop_if_contradicted(job.ledger, threat)
         whole = Step(step.attack, via=step.via)
         if broken and step.escalates and whole.label not in {planned.label for planned in plan}:
             plan.insert(position + 1, whole)
         position += 1
     tell_difference(view, threat, plan)
     _run_curve(view.last, threat)
+    stop_if_contradicted(job.ledger, threat)
     finding_checks(view.last, threat, plan)
     measure_rates(view.last, threat)
 
@@ -134,10 +139,15 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
 
 
 def _standing_before(job: Job, threat: ThreatModel, order: list[str], label: str) -> list[int]:
-    """The correct images that no earlier step broke, whatever this and later steps have done since."""
+    """The correct images that no earlier step broke, whatever this and later steps have done since.
+
+    Proven ones are left out, but for the first step: what it broke of them would show that the proof is wrong.
+    """
     earlier = set(order[: order.index(label)])
-    broken = {row.image for row in job.ledger.rows(threat.text) if row.broken_by in earlier}
-    return [image for image in job.correct() if image not in broken]
+    done = {row.image for row in job.ledger.rows(threat.text) if row.broken_by in earlier}
+    if earlier:
+        done.update(proven(job.ledger, threat) or ())
+    return [image for image in job.correct() if image not in done]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@
     hardened = PGDAdversarialTraining("linf:8/255", epochs=15).fit(model, train, validation)
 
 The training methods are in :mod:`robust.defenses.training`; `robust.harden` adds the audits before and after.
+Certificates: :mod:`robust.defenses.smoothing` (l2, any classifier), :mod:`robust.defenses.bounds` (norm balls, ReLU
+networks), :mod:`robust.defenses.patch` (patches, any classifier).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from robust.summary import Rate, ThreatRecord
 
 # Steps of the audit that stand among the attacks in its record but are not attacks.
-STEPS = {"curve": "search for smaller perturbations", "checks": "checks of the evidence"}
+STEPS = {"bounds": "proofs by bounds", "curve": "search for smaller perturbations", "checks": "checks of the evidence"}
 
 # C0 and C1 controls but for tab, newline and return; marks that reorder the text after them; lone surrogates
 # (undecodable folder names); non-characters.

@@ -1,0 +1,93 @@
+"""De-randomized smoothing: votes of a classifier that sees one band or block of the image at a time.
+
+Source: Levine and Feizi, NeurIPS 2020 (arXiv 2002.10733), sections 3 and 4. A patch of m columns touches at most
+m + b - 1 of the bands of b columns (wrapped around), so it moves no more votes than that. A class gets a vote wherever
+its probability reaches the threshold. The classifier must have been trained on such ablations to vote usefully.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robust.defenses.patch.certificates import Certificates, Size, patch_size
+from robust.errors import InputError, unknown
+from robust.models import evaluating
+
+KINDS = ("columns", "rows", "blocks")
+
+
+@dataclass(eq=False)
+class _Ablation:
+    kind: str
+    size: int
+    fill: float
+
+    def starts(self, shape: Size) -> list[Size]:
+        rows = range(shape[0]) if self.kind != "columns" else range(1)
+        columns = range(shape[1]) if self.kind != "rows" else range(1)
+        return [(row, column) for row in rows for column in columns]
+
+    def touched(self, patch: Size, shape: Size) -> int:
+        """The most ablations that one patch meets."""
+        tall, wide = (min(side + self.size - 1, whole) for side, whole in zip(patch, shape, strict=True))
+        return {"columns": wide, "rows": tall, "blocks": tall * wide}[self.kind]
+
+    def apply(self, images: Tensor, start: Size) -> Tensor:
+        """Everything but one band or block, wrapped around, replaced by the fill."""
+        height, width = images.shape[-2:]
+        rows = (torch.arange(height, device=images.device) - start[0]) % height < self.size
+        columns = (torch.arange(width, device=images.device) - start[1]) % width < self.size
+        rows = rows | (self.kind == "columns")
+        columns = columns | (self.kind == "rows")
+        return torch.where(rows[:, None] & columns, images, self.fill)
+
+
+class BandSmoothing(nn.Module):
+    """The vote of ``model`` over ablated copies of the image that keep ``size`` columns, rows, or a block of that side.
+
+    ``patch`` is a side, or height and width, in pixels; ``threshold`` the probability from which a class has a vote.
+    Raises InputError for settings out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, patch: int | Size, size: int = 4, threshold: float = 0.3,
+        kind: Literal["columns", "rows", "blocks"] = "columns", fill: float = 0.5,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS)
+        if size < 1:
+            raise InputError(f"size {size}: give at least 1 pixel")
+        if not (0 < threshold <= 1 and 0 <= fill <= 1):
+            raise InputError(f"threshold {threshold:g}, fill {fill:g}: give numbers from 0 to 1")
+        self.model, self.patch, self.threshold = model, patch, threshold
+        self.ablation = _Ablation(kind, size, fill)
+        self.training = False
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Votes (N, K) of images (N, C, H, W) in [0, 1]; of equal ones the first class wins. Without a gradient."""
+        total: Tensor | None = None
+        with evaluating(self.model):
+            for start in self.ablation.starts((int(images.shape[-2]), int(images.shape[-1]))):
+                found = self.model(self.ablation.apply(images, start)).float().softmax(1) >= self.threshold
+                total = found.to(images.dtype) if total is None else total + found
+        assert total is not None
+        return total
+
+    def certify(self, images: Tensor) -> Certificates:
+        """Whether the winner stays ahead when every vote that a patch touches goes against it."""
+        shape = (int(images.shape[-2]), int(images.shape[-1]))
+        votes = self(images).cpu()
+        predicted = votes.argmax(1)
+        classes = torch.arange(votes.shape[1])
+        own = votes.gather(1, predicted[:, None])
+        # A rival of smaller index wins a tie.
+        needed = 2 * self.ablation.touched(patch_size(self.patch, shape), shape) + (classes < predicted[:, None])
+        ahead = (own - votes >= needed) | (classes == predicted[:, None])
+        passes = torch.full((len(images),), len(self.ablation.starts(shape)))
+        return Certificates(predicted, ahead.all(1), passes)
