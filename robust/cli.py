@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -12,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from robust.cli_certify import register as register_certify
 from robust.cli_harden import register as register_harden
+from robust.cli_values import (
+    BAD_INPUT,
+    DATA_HELP,
+    GATE_FAILED,
+    INCONCLUSIVE,
+    INTERRUPTED,
+    MODEL_HELP,
+    command_line,
+    numbers_of,
+    seconds_of,
+    size_of,
+)  # fmt: skip
 from robust.errors import InputError, OtherAuditError, RobustError, unknown
 
 if TYPE_CHECKING:
@@ -28,17 +39,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_GATE_FAILED, _BAD_INPUT, _INCONCLUSIVE, _INTERRUPTED = 1, 2, 3, 130
-
-_MODEL_HELP = (
-    "demo; file.py:factory; torchvision:NAME; a TorchScript (.pt) or torch.export (.pt2) file. "
-    "Takes images in 0..1, gives logits."
-)
-_DATA_HELP = (
-    "demo; a folder with a sub-folder per class; an .npz with images and labels; torchvision:NAME@ROOT, such as "
-    "torchvision:GTSRB@data."
-)
-
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
@@ -48,8 +48,8 @@ _DATA_HELP = (
     "[bold]Exit codes[/bold]  0 done, and the gate held; 1 the gate failed; 2 bad input; 3 inconclusive."
 )
 def audit(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="[MODEL]", show_default=False)] = "demo",
-    data: Annotated[str, typer.Argument(help=_DATA_HELP, metavar="[DATA]", show_default=False)] = "",
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="[MODEL]", show_default=False)] = "demo",
+    data: Annotated[str, typer.Argument(help=DATA_HELP, metavar="[DATA]", show_default=False)] = "",
     threat: Annotated[
         list[str] | None,
         typer.Option(help="Threat model NORM:EPS with NORM linf, l2, l1 or l0. Repeatable. Default: linf:8/255."),
@@ -118,7 +118,7 @@ def audit(
                 "DATA is missing: give a folder with a sub-folder per class, an .npz, or torchvision:NAME@ROOT"
             )
         data = "demo"
-    seconds, size = _seconds(budget), _size(resize)
+    seconds, size = seconds_of(budget), size_of(resize)
     _check_gate(fail_under)
     threats = threat or ["linf:8/255"]
     from robust.auditing import audit as run_audit
@@ -132,15 +132,15 @@ def audit(
             return run_audit(
                 model, data, threats, attacks=attacks, surrogates=surrogate or (), limit=limit, seed=seed,
                 device=device, batch_size=batch_size, budget=seconds, effort=effort, precision=precision,
-                out=folder, weights=weights, mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size,
-                trust=trust, bpda=bpda or (), command=_command(), progress=progress,
+                out=folder, weights=weights, mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size,
+                trust=trust, bpda=bpda or (), command=command_line(), progress=progress,
             )  # fmt: skip
 
     try:
         summary, folder = (run(folder), folder) if out else _first_that_fits(folder, run)
     except KeyboardInterrupt:
         print(f"robust: stopped; what was computed is in {folder}. Run the same command to go on.", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     _tell(summary, folder, as_json)
     raise typer.Exit(_exit_code(summary, fail_under))
 
@@ -156,82 +156,7 @@ def _first_that_fits(folder: Path, run: Callable[[Path], AuditSummary]) -> tuple
     raise AssertionError("unreachable")
 
 
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
-    "robust certify mymodel.py:load_model path/to/images --sigma 0.25\n\n"
-    "robust certify mymodel.py:load_model images.npz --sigma 0.5 --radii 0.25,0.5,1 --limit 500 --beside cohen\n\n"
-    "[bold]Exit codes[/bold]  0 done; 2 bad input; 3 an attack broke a certificate."
-)
-def certify(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", show_default=False)],
-    data: Annotated[str, typer.Argument(help=_DATA_HELP, metavar="DATA", show_default=False)],
-    sigma: Annotated[float, typer.Option(help="Deviation of the Gaussian noise, pixels in 0..1, such as 0.25.")],
-    radii: Annotated[
-        str | None, typer.Option(help="l2 radii such as 0.25,0.5. Default: sigma times 1, 2 and 3.")
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Find each image's radius to within this, instead of deciding the radii.")
-    ] = None,
-    alpha: Annotated[float, typer.Option(help="Chance of a false certificate, for each image.")] = 0.001,
-    method: Annotated[
-        str, typer.Option(help="anytime: stops drawing once the radii are decided; cohen: the fixed procedure.")
-    ] = "anytime",
-    beside: Annotated[str | None, typer.Option(help="Run this method too, for comparison.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Most estimating draws of an image. Default: 100000.")] = None,
-    precision: Annotated[
-        str, typer.Option(help="float32: the model itself. bfloat16: a faster copy, named in the record.")
-    ] = "float32",
-    attack: Annotated[
-        bool, typer.Option("--attack", help="Attack the smoothed classifier as well, for an upper bound.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(help="Certify a random sample of so many images.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample and of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for certify.html, certify.json and certify.jsonl. Default: robust-certificates/NAME."
-        ),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights file for the model.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Channel means of the model's normalization.")] = None,
-    std: Annotated[str | None, typer.Option(help="Channel deviations of the model's normalization.")] = None,
-    resize: Annotated[str | None, typer.Option(help="Resize every image to HxW, such as 224x224.")] = None,
-    trust: Annotated[bool, typer.Option("--trust", help="Load a pickled checkpoint, which can run any code.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print certify.json on standard output.")] = False,
-) -> None:
-    """Prove how far a classifier's images cannot be fooled: randomized smoothing, in l2.
-
-    The model should have been trained with the same noise. Run the same command again to go on after an interruption.
-    """
-    wanted, size = _numbers("--radii", radii, "such as 0.25,0.5"), _size(resize)
-    from robust.defenses.smoothing.arguments import REPORT, default_folder
-    from robust.defenses.smoothing.certifying import certify as run_certify
-    from robust.progress import terminal_progress
-    from robust.reports.certificate import certificate_text
-
-    folder = out or default_folder(
-        model, data, sigma, wanted, tolerance, alpha, draws, precision, limit, seed, weights, device
-    )
-    try:
-        with terminal_progress() as progress:
-            summary = run_certify(
-                model, data, sigma=sigma, radii=wanted, tolerance=tolerance, alpha=alpha, method=method, beside=beside,
-                draws=draws, precision=precision, attack=attack, limit=limit, seed=seed, device=device, out=folder,
-                weights=weights, mean=_numbers("--mean", mean), std=_numbers("--std", std), resize=size, trust=trust,
-                command=_command(), progress=progress,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"robust: stopped; what was certified is in {folder}. Run the same command to go on.", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
-    for warning in summary.warnings:
-        print(f"robust: warning: {warning}", file=sys.stderr)
-    if as_json:
-        print(summary.model_dump_json(indent=2))
-    else:
-        print(f"{certificate_text(summary)}\n\nreport: {folder / REPORT}")
-
-
+register_certify(app)
 register_harden(app)
 
 
@@ -253,7 +178,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit.", me
 )
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.", metavar="DIR")],
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
     weights: Annotated[Path | None, typer.Option(help="Weights file for the model.")] = None,
     mean: Annotated[str | None, typer.Option(help="Channel means of the model's normalization.")] = None,
     std: Annotated[str | None, typer.Option(help="Channel deviations of the model's normalization.")] = None,
@@ -269,8 +194,8 @@ def verify(
         model,
         device=device,
         weights=weights,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
+        mean=numbers_of("--mean", mean),
+        std=numbers_of("--std", std),
         trust=trust,
     )
     failed = 0
@@ -280,7 +205,7 @@ def verify(
         print(f"{result.threat.text}: {found.replayed - len(found.failed)} of {found.replayed} adversarial images hold")
         if found.failed:
             print(f"  do not hold: images {', '.join(map(str, found.failed[:20]))}")
-    raise typer.Exit(_GATE_FAILED if failed else 0)
+    raise typer.Exit(GATE_FAILED if failed else 0)
 
 
 @app.command(
@@ -361,11 +286,11 @@ def _tell(summary: AuditSummary, folder: Path, as_json: bool) -> None:
 def _exit_code(summary: AuditSummary, fail_under: float | None) -> int:
     """Gates fail closed: an inconclusive audit never passes, nor does a suspect figure pass a gate."""
     if summary.verdict == "inconclusive":
-        return _INCONCLUSIVE
+        return INCONCLUSIVE
     if fail_under is None:
         return 0
     held = summary.verdict == "sound" and all(r.robust_accuracy.value >= fail_under for r in summary.threats)
-    return 0 if held else _GATE_FAILED
+    return 0 if held else GATE_FAILED
 
 
 def _read_summary(folder: Path) -> AuditSummary:
@@ -382,37 +307,6 @@ def _read_summary(folder: Path) -> AuditSummary:
         raise InputError(f"{path}: not a summary that this version reads ({str(error).splitlines()[0]})") from None
 
 
-def _command() -> str:
-    return shlex.join(["robust", *sys.argv[1:]])
-
-
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if match is None or float(match[1]) == 0:
-        raise InputError(f"--budget {text}: write a time such as 90s, 10m or 1.5h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
-    if match is None or "0" in (match[1], match[2]):
-        raise InputError(f"--resize {text}: write HxW, such as 224x224")
-    return int(match[1]), int(match[2])
-
-
-def _numbers(option: str, text: str | None, what: str = "one per channel") -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} {text}: write numbers separated by commas, {what}") from None
-
-
 def _check_gate(fail_under: float | None) -> None:
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise InputError(f"--fail-under {fail_under:g}: give a share between 0 and 1, such as 0.4")
@@ -424,8 +318,8 @@ def main() -> NoReturn:
         app()
     except InputError as error:
         print(f"robust: {error}", file=sys.stderr)
-        sys.exit(_BAD_INPUT)
+        sys.exit(BAD_INPUT)
     except RobustError as error:
         print(f"robust: {error}", file=sys.stderr)
-        sys.exit(_INCONCLUSIVE)
+        sys.exit(INCONCLUSIVE)
     sys.exit(0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-_INTERRUPTED, _INCONCLUSIVE = 130, 3
+from robust.cli_values import INCONCLUSIVE, INTERRUPTED, command_line, numbers_of, seconds_of, size_of
 
 _METHOD_HELP = (
     "pgd, trades, mart, free, fast, nfgsm; gaussian, smoothadv, consistency (to be smoothed); distillation (masks "
@@ -66,15 +65,13 @@ def harden(
 
     Run the same command again to go on after an interruption: the model will be the same.
     """
-    from robust.cli import _numbers, _seconds, _size
-
     settings: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
         "schedule": schedule, "averaging": averaging, "awp": awp, "augment": augment, "patience": patience,
         "guard": guard, "fresh": fresh, "precision": precision,
     }  # fmt: skip
     changed = {name: value for name, value in settings.items() if value != _DEFAULTS.get(name)}
-    seconds, size = _seconds(budget), _size(resize)
+    seconds, size = seconds_of(budget), size_of(resize)
     from robust.hardening import harden as run
     from robust.progress import terminal_progress
 
@@ -83,18 +80,18 @@ def harden(
         with terminal_progress() as progress:
             result = run(
                 model, data, validation, test, method=method, threat=threat, out=folder, limit=limit, seed=seed,
-                device=device, budget=seconds, weights=weights, mean=_numbers("--mean", mean),
-                std=_numbers("--std", std), temperatures=_numbers("--temperatures", temperatures) or (), resize=size,
-                trust=trust, command=shlex.join(["robust", *sys.argv[1:]]), progress=progress, **changed,
+                device=device, budget=seconds, weights=weights, mean=numbers_of("--mean", mean),
+                std=numbers_of("--std", std), temperatures=numbers_of("--temperatures", temperatures) or (),
+                resize=size, trust=trust, command=command_line(), progress=progress, **changed,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"robust: stopped; what was computed is in {folder}. Run the same command to go on.", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     card = result.card
     for remark in card["remarks"]:
         print(f"robust: warning: {remark}", file=sys.stderr)
     print(json.dumps(card, indent=2) if as_json else _told(card, folder))
-    raise typer.Exit(_INCONCLUSIVE if "inconclusive" in (result.before.verdict, result.after.verdict) else 0)
+    raise typer.Exit(INCONCLUSIVE if "inconclusive" in (result.before.verdict, result.after.verdict) else 0)
 
 
 # A method's own defaults may differ from the general ones (distillation starts afresh), so only what was changed on
@@ -124,6 +121,7 @@ def _told(card: dict[str, Any], folder: Path) -> str:
 
 
 def register(app: typer.Typer) -> None:
+    """Make it a command of ``app``."""
     app.command(
         epilog="[bold]Example[/bold]\n\n"
         "robust harden mymodel.py:load_model train/ --test test/ --method trades --threat linf:8/255 --epochs 15\n\n"

@@ -1,0 +1,91 @@
+"""The command `robust certify`. Imports nothing heavy until it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robust.cli_values import DATA_HELP, INTERRUPTED, MODEL_HELP, command_line, numbers_of, size_of
+
+
+def register(app: typer.Typer) -> None:
+    """Make it a command of ``app``."""
+    app.command(
+        epilog="[bold]Examples[/bold]\n\n"
+        "robust certify mymodel.py:load_model path/to/images --sigma 0.25\n\n"
+        "robust certify mymodel.py:load_model images.npz --sigma 0.5 --radii 0.25,0.5,1 --limit 500 --beside cohen\n\n"
+        "[bold]Exit codes[/bold]  0 done; 2 bad input; 3 an attack broke a certificate."
+    )(certify)
+
+
+def certify(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)],
+    data: Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA", show_default=False)],
+    sigma: Annotated[float, typer.Option(help="Deviation of the Gaussian noise, pixels in 0..1, such as 0.25.")],
+    radii: Annotated[
+        str | None, typer.Option(help="l2 radii such as 0.25,0.5. Default: sigma times 1, 2 and 3.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Find each image's radius to within this, instead of deciding the radii.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Chance of a false certificate, for each image.")] = 0.001,
+    method: Annotated[
+        str, typer.Option(help="anytime: stops drawing once the radii are decided; cohen: the fixed procedure.")
+    ] = "anytime",
+    beside: Annotated[str | None, typer.Option(help="Run this method too, for comparison.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Most estimating draws of an image. Default: 100000.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32: the model itself. bfloat16: a faster copy, named in the record.")
+    ] = "float32",
+    attack: Annotated[
+        bool, typer.Option("--attack", help="Attack the smoothed classifier as well, for an upper bound.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Certify a random sample of so many images.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sample and of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for certify.html, certify.json and certify.jsonl. Default: robust-certificates/NAME."
+        ),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file for the model.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Channel means of the model's normalization.")] = None,
+    std: Annotated[str | None, typer.Option(help="Channel deviations of the model's normalization.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Resize every image to HxW, such as 224x224.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Load a pickled checkpoint, which can run any code.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print certify.json on standard output.")] = False,
+) -> None:
+    """Prove how far a classifier's images cannot be fooled: randomized smoothing, in l2.
+
+    The model should have been trained with the same noise. Run the same command again to go on after an interruption.
+    """
+    wanted, size = numbers_of("--radii", radii, "such as 0.25,0.5"), size_of(resize)
+    from robust.defenses.smoothing.arguments import REPORT, default_folder
+    from robust.defenses.smoothing.certifying import certify as run_certify
+    from robust.progress import terminal_progress
+    from robust.reports.certificate import certificate_text
+
+    folder = out or default_folder(
+        model, data, sigma, wanted, tolerance, alpha, draws, precision, limit, seed, weights, device
+    )
+    try:
+        with terminal_progress() as progress:
+            summary = run_certify(
+                model, data, sigma=sigma, radii=wanted, tolerance=tolerance, alpha=alpha, method=method, beside=beside,
+                draws=draws, precision=precision, attack=attack, limit=limit, seed=seed, device=device, out=folder,
+                weights=weights, mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size,
+                trust=trust, command=command_line(), progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"robust: stopped; what was certified is in {folder}. Run the same command to go on.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    for warning in summary.warnings:
+        print(f"robust: warning: {warning}", file=sys.stderr)
+    if as_json:
+        print(summary.model_dump_json(indent=2))
+    else:
+        print(f"{certificate_text(summary)}\n\nreport: {folder / REPORT}")
