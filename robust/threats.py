@@ -118,7 +118,7 @@ class L1(Norm):
     def project(self, points: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
         """The nearest point (in l2) of the intersection of ball and box.
 
-        Source: Croce and Hein, "Mind the box", ICML 2021, section 2; solved exactly by sorting the breakpoints.
+        Source: Croce and Hein, "Mind the box", ICML 2021, section 2.
         """
         x, u = images.flatten(1), (points - images).flatten(1)
         room = torch.where(u >= 0, 1 - x, x).clamp_min(0)
@@ -191,20 +191,25 @@ def _largest(values: Tensor, count: Tensor) -> Tensor:
 def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     """The t >= 0 with sum_i clamp(size_i - t, 0, room_i) = radius, row by row.
 
-    The sum falls linearly between breakpoints: at size_i the i-th term starts to grow, at size_i - room_i it is full.
+    The sum falls with t, linearly between breakpoints, so Newton's steps end on the exact t once they reach its piece;
+    where one would leave the interval known to hold t, the interval is halved instead. Sorting the breakpoints takes
+    many times as long.
     """
-    starts, stops = size, (size - room).clamp_min(0)
-    points = torch.cat([starts, stops], 1).double()
-    slopes = torch.cat([torch.ones_like(starts), -torch.ones_like(stops)], 1).double()
-    points, order = points.sort(1, descending=True)
-    slope = slopes.gather(1, order).cumsum(1)
-    gaps = points[:, :-1] - points[:, 1:]
-    sums = torch.cat([torch.zeros_like(points[:, :1]), (slope[:, :-1] * gaps).cumsum(1)], 1)
-    target = radius.double()
-    # The last breakpoint whose sum is still below the radius; the answer lies on the segment below it.
-    at = ((sums < target).sum(1, keepdim=True) - 1).clamp_min(0)
-    rest = target - sums.gather(1, at)
-    return (points.gather(1, at) - rest / slope.gather(1, at).clamp_min(1)).clamp_min(0).to(size.dtype)
+    size, room, target = size.double(), room.double(), radius.double()
+    low, high = torch.zeros_like(target), size.amax(1, keepdim=True)
+    at = low
+    for _ in range(_NEWTON):
+        left = size - at
+        excess = left.clamp_min(0).minimum(room).sum(1, keepdim=True) - target
+        slope = ((left > 0) & (left < room)).sum(1, keepdim=True)
+        low, high = torch.where(excess >= 0, at, low), torch.where(excess <= 0, at, high)
+        step = at + excess / slope.clamp_min(1)
+        usable = (step >= low) & (step <= high) & (slope > 0)
+        at = torch.where(excess == 0, at, torch.where(usable, step, (low + high) / 2))
+    return at.to(radius.dtype)
+
+
+_NEWTON = 25
 
 
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1(), L0())}

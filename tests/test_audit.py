@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from subjects import LinearModel, Masked, distances, images_of, write_factory, write_npz
+from subjects import LinearModel, Masked, Unproven, distances, images_of, write_factory, write_npz
 from torch import Tensor
 
 import robust
@@ -315,7 +315,7 @@ def test_a_chance_level_model_draws_a_warning() -> None:
 
 
 def test_effort_is_that_of_the_standard_list(tmp_path: Path) -> None:
-    model = LinearModel().eval()
+    model = Unproven().eval()
     images = images_of(model)
     spent = {}
     for effort in ("quick", "exhaustive"):

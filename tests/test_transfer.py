@@ -8,7 +8,7 @@ import contract
 import pytest
 import torch
 from oracles import EPS, Linear, Recording, linear_gain, same, state_of
-from subjects import LinearModel, images_of, write_factory, write_npz
+from subjects import LinearModel, Unproven, images_of, write_factory, write_npz
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -192,7 +192,7 @@ class TestAudit:
         assert result.verdict == "suspect"
 
     def test_nothing_transfers_to_an_honest_model(self) -> None:
-        result = audited(LinearModel(), "linf:0.004", LinearModel(seed=5)).threats[0]
+        result = audited(Unproven(), "linf:0.004", LinearModel(seed=5)).threats[0]
         check = next(check for check in result.checks if check.name == "surrogate")
         assert check.passed is True
         assert "breaks 0 of" in check.detail
