@@ -6,8 +6,8 @@
 The folder holds `export.py` (writes the image sets as .npz) and `zoo.py` (the models). Robust accuracy counts images
 that are right unattacked and right on the returned image, evaluated afresh in float32. "only" counts images that one
 broke and AutoAttack did not. Passes are counted by a wrapper around the model and are per image of the whole set.
-AutoAttack runs once, with seed 0; the cascade once per seed, searching on the copy of the model that an audit would
-take (`--precision plain`: on the model itself); choosing it is part of its seconds.
+Batches are as large as an audit's. AutoAttack runs once, with seed 0; the cascade once per seed, searching on the copy of
+the model that an audit would take (`--precision plain`: on the model itself); choosing it is part of its seconds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from robust import ImageSet, load_data, load_model
 from robust.attacks import Auto, AutoAttack
 from robust.attacks.base import Attack
+from robust.batching import comfortable_batch
 from robust.counting import CountedModel
 from robust.lane import PRECISIONS, make_lane
 
@@ -53,8 +54,8 @@ class Outcome:
     seconds: float
 
 
-def measure(model: nn.Module, attack: Attack, data: ImageSet, precision: str = "plain", batch: int = 250) -> Outcome:
-    began = time.perf_counter()
+def measure(model: nn.Module, attack: Attack, data: ImageSet, precision: str = "plain") -> Outcome:
+    began, batch = time.perf_counter(), comfortable_batch(model, data.batch([0]))
     lane = None if precision == "plain" else make_lane(model, *first(model, data), precision=precision)
     counted = CountedModel(model, None if lane is None or lane.report.kind == "plain" else lane)
     standing, seconds = [], time.perf_counter() - began
