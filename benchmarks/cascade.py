@@ -6,8 +6,9 @@
 The folder holds `export.py` (writes the image sets as .npz) and `zoo.py` (the models). Robust accuracy counts images
 that are right unattacked and right on the returned image, evaluated afresh in float32. "only" counts images that one
 broke and AutoAttack did not. Passes are counted by a wrapper around the model and are per image of the whole set.
-Batches are as large as an audit's. AutoAttack runs once, with seed 0; the cascade once per seed, searching on the copy of
-the model that an audit would take (`--precision plain`: on the model itself); choosing it is part of its seconds.
+Batches are as large as an audit's. AutoAttack runs once, with seed 0; the cascade once per seed, searching on the copy
+of the model that an audit would take (`--precision plain`: on the model itself), the choice of which is part of its
+seconds.
 """
 
 from __future__ import annotations
