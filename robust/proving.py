@@ -21,6 +21,7 @@ from robust.defenses.bounds import Unsupported, proving, trace
 from robust.defenses.bounds.regions import NORMS
 from robust.errors import RobustError
 from robust.ledger import Ledger, Run
+from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def proven(ledger: Ledger, threat: ThreatModel) -> list[int] | None:
     """The images proven robust under this threat; None where no proofs were made."""
     found: list[int] | None = ledger.meta(f"proven {threat.text}")
     return found
+
+
+def answers_like_a_function(ledger: Ledger) -> bool:
+    """Whether no check found the model to draw, remember or look at the batch: of such a model a proof says nothing."""
+    found = (ledger.checks("").get(name) for name in ("deterministic", "state", "batch", "dynamic"))
+    return not any(text and CheckRecord.model_validate_json(text).passed is False for text in found)
 
 
 def prove_images(job: Job, threat: ThreatModel) -> None:

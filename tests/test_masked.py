@@ -54,6 +54,7 @@ def failing(result: ThreatResult) -> set[str]:
 def test_a_masked_model_is_suspect(model: nn.Module, expected: str) -> None:
     result = audited(model)
     assert expected in failing(result), [f"{c.name}: {c.detail}" for c in result.checks]
+    assert result.certified_accuracy is None, "a proof of one answer says nothing about a model that gives others"
     assert result.verdict == "suspect"
 
 

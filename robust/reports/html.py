@@ -131,6 +131,8 @@ def _view(key: str, summary: AuditSummary, result: ThreatResult, ledger: Ledger)
     tallies = sorted(class_tallies(ledger, threat), key=lambda tally: (tally.robust / tally.n, -tally.n, tally.index))
     bars, totals = _bars(tallies), _totals(result.attacks)
     asking = [attack for attack in result.attacks if attack.queries is not None]
+    if not any(attack.queries and attack.queries.broken_at for attack in asking):
+        asking = []  # a flat line at zero says no more than the table of attacks
     return ThreatView(
         key=key,
         result=result,
