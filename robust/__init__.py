@@ -10,8 +10,9 @@ Attacks: :mod:`robust.attacks`. Everything here is loaded when first used, so th
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robust.lazy import loader
 
 if TYPE_CHECKING:
     from robust.auditing import audit
@@ -28,20 +29,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "AuditSummary": "robust.summary",
-    "ImageSet": "robust.data",
-    "InputError": "robust.errors",
-    "Ledger": "robust.ledger",
-    "NoGradientError": "robust.errors",
-    "RobustError": "robust.errors",
-    "SmoothedClassifier": "robust.defenses.smoothing",
-    "ThreatModel": "robust.threats",
-    "audit": "robust.auditing",
-    "certify": "robust.defenses.smoothing",
-    "harden": "robust.hardening",
-    "load_data": "robust.data",
-    "load_model": "robust.models",
-    "write_report": "robust.reports",
+    "AuditSummary": "summary",
+    "ImageSet": "data",
+    "InputError": "errors",
+    "Ledger": "ledger",
+    "NoGradientError": "errors",
+    "RobustError": "errors",
+    "SmoothedClassifier": "defenses.smoothing",
+    "ThreatModel": "threats",
+    "audit": "auditing",
+    "certify": "defenses.smoothing",
+    "harden": "hardening",
+    "load_data": "data",
+    "load_model": "models",
+    "write_report": "reports",
 }
 
 __all__ = [
@@ -50,10 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'robust' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

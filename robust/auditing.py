@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +22,7 @@ from robust.evidence import Replay, replay
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
 from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model, parameter_count
+from robust.places import check_folder
 from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
 from robust.reports import write_report
@@ -35,7 +34,6 @@ from robust.request import (
     check_attacks,
     check_budget,
     check_effort,
-    check_folder,
     check_precision,
     choose_device,
     parse_threats,
@@ -112,7 +110,7 @@ def audit(
     progress = progress or Silent()
     request = Request(
         threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
-        device=choose_device(device), out=check_folder(out), precision=check_precision(precision),
+        device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),
         effort=check_effort(effort, attacks),
     )  # fmt: skip
     check_attacks(request, bool(surrogates))
@@ -283,15 +281,6 @@ def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) 
     if same < 0.99 * len(rows) or apart[len(apart) // 2] > 0.01:
         return "of a model with the same weights that answers otherwise"
     return None
-
-
-def default_folder(
-    model: str, data: str, threats: Sequence[str], seed: int, limit: int | None, surrogates: Sequence[str] = ()
-) -> Path:
-    """Where the command puts an audit when not told: the same command finds its own audit again."""
-    words = json.dumps([model, data, list(threats), seed, limit, *surrogates]).encode()
-    stem = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
-    return Path("robust-audits") / f"{stem}-{hashlib.sha256(words).hexdigest()[:8]}"
 
 
 def verify_audit(

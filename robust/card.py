@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust.comparison import Paired
+from robust.places import write_text
 from robust.summary import AuditSummary, Rate
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def write_card(
         "machine": after.machine,
         "versions": {**after.versions, "threads": str(torch.get_num_threads()), "python": platform.python_version()},
     }
-    _write(folder / CARD, json.dumps(card, indent=2) + "\n")
-    _write(folder / README, _readme(card))
+    write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+    write_text(folder / README, _readme(card))
     return card
 
 
@@ -146,9 +147,3 @@ Verdict on the evidence: before {figures["verdict"]["before"]}, after {figures["
 
 def _rate(rate: dict[str, Any]) -> str:
     return f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -25,6 +25,7 @@ from robust.cli_values import (
     size_of,
 )  # fmt: skip
 from robust.errors import InputError, OtherAuditError, RobustError, unknown
+from robust.places import folder_of
 
 if TYPE_CHECKING:
     from robust.summary import AuditSummary
@@ -122,10 +123,9 @@ def audit(
     _check_gate(fail_under)
     threats = threat or ["linf:8/255"]
     from robust.auditing import audit as run_audit
-    from robust.auditing import default_folder
     from robust.progress import terminal_progress
 
-    folder = out or default_folder(model, data, threats, seed, limit, surrogate or ())
+    folder = out or folder_of("robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()))
 
     def run(folder: Path) -> AuditSummary:
         with terminal_progress() as progress:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from robust.cli_values import DATA_HELP, INTERRUPTED, MODEL_HELP, command_line, numbers_of, size_of
+from robust.places import folder_of
 
 
 def register(app: typer.Typer) -> None:
@@ -64,14 +65,14 @@ def certify(
     The model should have been trained with the same noise. Run the same command again to go on after an interruption.
     """
     wanted, size = numbers_of("--radii", radii, "such as 0.25,0.5"), size_of(resize)
-    from robust.defenses.smoothing.arguments import REPORT, default_folder
+    from robust.defenses.smoothing.arguments import REPORT
     from robust.defenses.smoothing.certifying import certify as run_certify
     from robust.progress import terminal_progress
     from robust.reports.certificate import certificate_text
 
-    folder = out or default_folder(
-        model, data, sigma, wanted, tolerance, alpha, draws, precision, limit, seed, weights, device
-    )
+    # All of them as text, as they were written on the command line.
+    settings = (sigma, wanted, tolerance, alpha, draws, precision, limit, seed, weights, device)
+    folder = out or folder_of("robust-certificates", model, data, *map(str, settings))
     try:
         with terminal_progress() as progress:
             summary = run_certify(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from robust.cli_values import INCONCLUSIVE, INTERRUPTED, command_line, numbers_of, seconds_of, size_of
+from robust.places import stem_of
 
 _METHOD_HELP = (
     "pgd, trades, mart, free, fast, nfgsm; gaussian, smoothadv, consistency (to be smoothed); distillation (masks "
@@ -75,7 +76,7 @@ def harden(
     from robust.hardening import harden as run
     from robust.progress import terminal_progress
 
-    folder = out or Path("robust-hardened") / _stem(model, method)
+    folder = out or Path("robust-hardened") / f"{stem_of(model)}-{_named(method)}"
     try:
         with terminal_progress() as progress:
             result = run(
@@ -102,9 +103,8 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _stem(model: str, method: str) -> str:
-    name = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
-    return f"{name}-{''.join(c if c.isalnum() else '-' for c in method).strip('-')}"
+def _named(method: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in method).strip("-")
 
 
 def _told(card: dict[str, Any], folder: Path) -> str:

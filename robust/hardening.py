@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from robust.defenses.training.spelling import build_defense
 from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.models import Normalized, check_model, identify, load_model
+from robust.places import check_folder, written_whole
 from robust.progress import Progress, Silent
 from robust.reports.hardening import write_hardening_report
 from robust.request import LEDGER, check_budget, choose_device, parse_threats
@@ -103,7 +103,8 @@ def harden(
     threat = defense.ball
     choose_device(device)
     check_budget(budget)
-    folder = _folder(Path(out))
+    folder = check_folder(Path(out), Path(BEFORE) / LEDGER, "hardening")
+    assert folder is not None
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust)
     parts = _parts(train, validation, test, resize, seed)
     _check(network, parts, limit)
@@ -208,17 +209,6 @@ def _check(network: nn.Module, parts: Parts, limit: int | None) -> None:
     check_training(parts.train, classes)
 
 
-def _folder(folder: Path) -> Path:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / BEFORE / LEDGER).exists():
-        raise InputError(f"--out {folder}: holds other files and no hardening; give a new or empty folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {parent} cannot be written to; give another folder")
-    return folder
-
-
 def _bare(model: nn.Module) -> nn.Module:
     """The module that a weights file is for: without the standardization put before it."""
     return model.model if isinstance(model, Normalized) else model
@@ -226,9 +216,8 @@ def _bare(model: nn.Module) -> nn.Module:
 
 def _save(model: nn.Module, file: Path) -> None:
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in _bare(model).state_dict().items()}
-    partial = file.with_name(file.name + ".partial")
-    save_file(weights, partial, {"format": "pt"})
-    partial.replace(file)
+    with written_whole(file) as partial:
+        save_file(weights, partial, {"format": "pt"})
 
 
 def _use(model: Any, network: nn.Module, data: Any, threat: ThreatModel, folder: Path) -> str:

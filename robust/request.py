@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,18 +96,3 @@ def check_precision(precision: str) -> str:
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     return precision
-
-
-def check_folder(out: str | Path | None) -> Path | None:
-    """The folder for the results, checked but not yet made."""
-    if out is None:
-        return None
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / LEDGER).exists():
-        raise InputError(f"--out {folder}: holds other files and no audit; give a new or empty folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {parent} cannot be written to; give another folder")
-    return folder

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from robust.places import write_text
+
 SCHEMA_VERSION = 1
 
 Verdict = Literal["sound", "suspect", "inconclusive"]
@@ -197,9 +199,7 @@ class AuditSummary(_Record):
 
     def write(self, path: Path) -> None:
         """Write the summary as JSON, in one step: a reader never sees half a file."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> AuditSummary:

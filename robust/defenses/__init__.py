@@ -11,8 +11,9 @@ networks), :mod:`robust.defenses.patch` (patches, any classifier).
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robust.lazy import loader
 
 if TYPE_CHECKING:
     from robust.defenses.training.consistency import ConsistencyTraining
@@ -45,10 +46,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ Everything here is made from the ledger and the summary alone; no torch, no atta
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robust.lazy import loader
 
 if TYPE_CHECKING:
     from robust.reports.html import write_report
@@ -18,11 +19,7 @@ __all__ = ["audit_score", "summary_text", "threat_score", "write_report"]
 _HOME = {"write_report": "html", "threat_score": "score", "audit_score": "score", "summary_text": "text"}
 
 
-def __getattr__(name: str) -> Any:
-    """Load on first use: the score is wanted without matplotlib and jinja2."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -4,51 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robust.defenses.smoothing.record import AttackPoint, CertifySummary, Point
-from robust.errors import InputError
 from robust.reports import formats
+from robust.reports.page import page, write_page
 from robust.reports.svg import CLEAN, GRID, MUTED, PROVEN, ROBUST, Sheet, sheet
 from robust.summary import Rate
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _TITLES = {"anytime": "Anytime test", "cohen": "Cohen's procedure"}
 
 
 def write_certificate_report(summary: CertifySummary, path: Path) -> None:
     """Write the report of one run to ``path``, in one step. Raises InputError where it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(render_certificate(summary), encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: the report cannot be written ({error.strerror}); choose another folder") from error
+    write_page(render_certificate(summary), path)
 
 
 def render_certificate(summary: CertifySummary) -> str:
     """The report as HTML text, complete in itself; the same record gives the same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=formats.percent, number=formats.number, duration=formats.duration, line=formats.one_line,
-        sentence=formats.sentence, class_name=lambda index: formats.class_name(summary.data.class_names, index),
+    names = summary.data.class_names
+    return page(
+        "certify.html",
+        {"class_name": lambda index: formats.class_name(names, index)},
+        {"summary": summary, "titles": _TITLES, "figure": Markup(certificate_figure(summary)),
+         "headline": headline(summary)},
     )  # fmt: skip
-    environment.globals.update(
-        interval=formats.interval, css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    )
-    page = environment.get_template("certify.html").render(
-        summary=summary, titles=_TITLES, figure=Markup(certificate_figure(summary)), headline=headline(summary)
-    )
-    return formats.printable(page)
 
 
 def headline(summary: CertifySummary) -> str:

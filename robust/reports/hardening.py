@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from robust.errors import InputError
 from robust.reports import formats, words
 from robust.reports.figures import curve_points
+from robust.reports.page import page, write_page
 from robust.reports.svg import BROKEN, CLEAN, GRID, INK, MUTED, PROVEN, ROBUST, Sheet, sheet
 from robust.summary import AuditSummary
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _WIDTH = 460.0
 
 
@@ -23,40 +21,23 @@ def write_hardening_report(
     card: dict[str, Any], history: dict[str, Any], before: AuditSummary, after: AuditSummary, path: Path
 ) -> None:
     """Write the report to ``path`` in one step. Raises InputError where it cannot be written."""
-    text = render(card, history, before, after)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: the report cannot be written ({error.strerror}); choose another folder") from error
+    write_page(render(card, history, before, after), path)
 
 
 def render(card: dict[str, Any], history: dict[str, Any], before: AuditSummary, after: AuditSummary) -> str:
     """The report as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+    return page(
+        "hardening.html",
+        {"class_name": str, "points": _points, "p": _p},
+        {
+            "card": card, "history": history, "before": before, "after": after, "headline": _headline(card),
+            "curve": Markup(curves("curves", before, after)),
+            "training": Markup(training_figure("training", history)),
+            "masking": Markup(masking_figure("masking", card["masking"])) if card.get("masking") else None,
+            "meaning": words.VERDICTS[after.verdict],
+            "attacker": words.attacker(after.threats[0].threat, after.data.shape),
+        },
     )  # fmt: skip
-    environment.filters.update(
-        percent=formats.percent, line=formats.one_line, sentence=formats.sentence, duration=formats.duration,
-        class_name=str, attack=formats.attack_name, points=_points, p=_p,
-    )  # fmt: skip
-    page = environment.get_template("hardening.html").render(
-        card=card,
-        history=history,
-        before=before,
-        after=after,
-        headline=_headline(card),
-        curve=Markup(curves("curves", before, after)),
-        training=Markup(training_figure("training", history)),
-        masking=Markup(masking_figure("masking", card["masking"])) if card.get("masking") else None,
-        interval=formats.interval,
-        meaning=words.VERDICTS[after.verdict],
-        attacker=words.attacker(after.threats[0].threat, after.data.shape),
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
-    )
-    return formats.printable(page)
 
 
 def _headline(card: dict[str, Any]) -> str:

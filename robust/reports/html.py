@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.reports import figures, formats, words
 from robust.reports.gallery import Exhibit, exhibits
+from robust.reports.page import page, write_page
 from robust.reports.tally import ClassTally, class_tallies, pushes
 from robust.summary import AttackRecord, AuditSummary, CurvePoint, ThreatResult
 
 PICTURE_BYTES = 1_600_000  # all galleries together
-_TEMPLATES = Path(__file__).parent / "templates"
 _TOP_PUSHES, _MAGNETS = 15, 10
 _ALL_BARS, _WEAKEST, _STRONGEST = 48, 24, 8
 
@@ -58,13 +57,7 @@ def write_report(summary: AuditSummary, ledger: Ledger, path: Path) -> None:
     The same summary and ledger give the same bytes. Raises InputError where the two do not belong together or ``path``
     cannot be written.
     """
-    text = render(summary, ledger)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: the report cannot be written ({error.strerror}); choose another folder") from error
+    write_page(render(summary, ledger), path)
 
 
 def render(summary: AuditSummary, ledger: Ledger) -> str:
@@ -77,50 +70,19 @@ def render(summary: AuditSummary, ledger: Ledger) -> str:
             f"of {summary.data.n}) are not of the same audit; run the audit again"
         )
     views = [_view(f"t{index}", summary, result, ledger) for index, result in enumerate(summary.threats)]
-    page = (
-        _environment(summary)
-        .get_template("report.html")
-        .render(
-            summary=summary,
-            views=views,
-            deciding=words.deciding(summary),
-            headline=words.headline(summary.clean_accuracy, words.deciding(summary), summary.data.shape),
-            footing=words.footing(summary.clean_accuracy, words.deciding(summary)),
-            meaning=words.VERDICTS[summary.verdict],
-            next_steps=words.next_steps(summary),
-        )
-    )
-    return formats.printable(page)
-
-
-def _environment(summary: AuditSummary) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=formats.percent,
-        number=formats.number,
-        duration=formats.duration,
-        line=formats.one_line,
-        sentence=formats.sentence,
-        attack=formats.attack_name,
-        class_name=lambda index: formats.class_name(summary.data.class_names, index),
-    )
-    environment.globals.update(
-        interval=formats.interval,
-        size=formats.size_text,
-        attacker=words.attacker,
-        black_box_only=words.black_box_only,
-        over_draws=words.over_draws,
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        picture_note=_picture_note(summary.data.shape[0]),
-    )
-    return environment
+    deciding, clean = words.deciding(summary), summary.clean_accuracy
+    names = summary.data.class_names
+    return page(
+        "report.html",
+        {"class_name": lambda index: formats.class_name(names, index)},
+        {
+            "summary": summary, "views": views, "deciding": deciding,
+            "headline": words.headline(clean, deciding, summary.data.shape), "footing": words.footing(clean, deciding),
+            "meaning": words.VERDICTS[summary.verdict], "next_steps": words.next_steps(summary),
+            "size": formats.size_text, "attacker": words.attacker, "black_box_only": words.black_box_only,
+            "over_draws": words.over_draws, "picture_note": _picture_note(summary.data.shape[0]),
+        },
+    )  # fmt: skip
 
 
 def _view(key: str, summary: AuditSummary, result: ThreatResult, ledger: Ledger) -> ThreatView:

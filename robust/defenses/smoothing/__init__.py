@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robust.lazy import loader
 
 if TYPE_CHECKING:
     from robust.defenses.smoothing.attacking import CertificateBroken, lost_majority, smooth_attack
@@ -30,11 +31,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load on first use: the record of a finished run is read without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

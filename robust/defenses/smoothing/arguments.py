@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 from robust.defenses.smoothing.anytime import RadiusTest, ToleranceTest, VoteTest
@@ -95,25 +91,3 @@ def _radii(given: Sequence[float] | None, sigma: float) -> tuple[float, ...]:
         if not (isinstance(radius, (int, float)) and math.isfinite(radius) and radius > 0):
             raise InputError(f"radius {radius}: give radii above 0, in [0, 1] pixel units, such as 0.25,0.5")
     return tuple(sorted({float(radius) for radius in given}))
-
-
-def check_folder(out: str | Path | None) -> Path | None:
-    """The folder for the results, checked but not yet made. Raises InputError."""
-    if out is None:
-        return None
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).exists():
-        raise InputError(f"--out {folder}: holds other files and no certificates; give a new or empty folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {parent} cannot be written to; give another folder")
-    return folder
-
-
-def default_folder(model: str, data: str, *settings: object) -> Path:
-    """Where the command puts a run when not told: the same command finds its own run again."""
-    words = json.dumps([model, data, *(str(setting) for setting in settings)]).encode()
-    stem = "".join(c if c.isalnum() else "-" for c in Path(model.split(":")[-1]).stem)[:40]
-    return Path("robust-certificates") / f"{stem}-{hashlib.sha256(words).hexdigest()[:8]}"

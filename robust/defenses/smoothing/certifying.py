@@ -20,7 +20,6 @@ from robust.defenses.smoothing.arguments import (
     REPORT,
     SUMMARY,
     CertifyRequest,
-    check_folder,
     check_request,
 )
 from robust.defenses.smoothing.attacking import STEPS, CertificateBroken, lost_majority, smooth_attack
@@ -32,6 +31,7 @@ from robust.defenses.smoothing.smoothed import SmoothedClassifier
 from robust.defenses.smoothing.summing import attack_result, described, method_result
 from robust.errors import InputError
 from robust.models import check_model, evaluating, identify, load_model, parameter_count
+from robust.places import check_folder
 from robust.progress import Progress, Silent
 from robust.request import choose_device
 from robust.summary import DataRecord, ModelRecord
@@ -99,7 +99,7 @@ def certify(
     """
     progress = progress or Silent()
     request = check_request(sigma, radii, tolerance, alpha, method, beside, draws, precision)
-    folder, place = check_folder(out), choose_device(device)
+    folder, place = check_folder(out, JOURNAL, "certificates"), choose_device(device)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
     images = images.limited(limit, seed)

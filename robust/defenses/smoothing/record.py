@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from robust.places import write_text
 from robust.summary import DataRecord, ModelRecord, Rate
 
 
@@ -95,9 +96,7 @@ class CertifySummary(_Record):
 
     def write(self, path: Path) -> None:
         """Write as JSON, in one step: a reader never sees half a file."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> CertifySummary:

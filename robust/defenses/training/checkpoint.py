@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from robust.errors import InputError
+from robust.places import written_whole
 
 FILE = "checkpoint.pt"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write in one step: a kill leaves the old checkpoint or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        torch.save(content, partial)
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

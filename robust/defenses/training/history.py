@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from robust.places import write_text
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -53,9 +55,7 @@ class History:
         return asdict(self)
 
     def write(self, path: Path) -> None:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(self.record(), indent=2) + "\n")
 
 
 @dataclass(frozen=True)
