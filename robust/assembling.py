@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
@@ -15,6 +12,7 @@ from robust.attacks.registry import find
 from robust.checking import ACCESS
 from robust.checks import CATALOG, coverage
 from robust.curve import curve
+from robust.describing import circumstances
 from robust.ledger import Ledger, Queries, Run
 from robust.plan import Access, Step, left_out
 from robust.proving import BOUNDS, proven
@@ -56,8 +54,7 @@ def assemble(
     images = ledger.images()
     results = [threat_result(ledger, threat, attacks, subject.model.classes) for threat in threats]
     return AuditSummary(
-        robust_version=version("robust"),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **circumstances(),
         model=subject.model,
         data=subject.data,
         settings=subject.settings,
@@ -67,8 +64,6 @@ def assemble(
         score=audit_score({result.threat.text: result.score for result in results}),
         warnings=subject.warnings,
         seconds=sum(result.cost.seconds for result in results),
-        machine=machine(),
-        versions=versions(),
     )
 
 
@@ -186,22 +181,3 @@ def _checks(
         )
         for entry in CATALOG
     ]  # fmt: skip
-
-
-def machine() -> str:
-    import os
-
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {device}"
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("robust", "torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -16,12 +16,13 @@ from robust.batching import batches, comfortable_batch
 from robust.checking import access_of
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
+from robust.describing import describe_data, describe_model
 from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
-from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model, parameter_count
+from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model
 from robust.places import check_folder
 from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
@@ -127,13 +128,7 @@ def audit(
     others = load_surrogates(surrogates, first, classes, request.device, trust)
     size = batch_size or comfortable_batch(network, first[:1])
     predictions = _clean_pass(network, images, request.device, size, progress)
-    record = ModelRecord(
-        name=name or _name_of(model), sha256=identify(network), parameters=parameter_count(network), classes=classes
-    )
-    described = DataRecord(
-        name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
-        class_names=list(images.class_names),
-    )  # fmt: skip
+    record, described = describe_model(model, network, classes, name), describe_data(images, available)
     ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others)
     with ledger:
         lane = _lane(ledger, network, images, request)
@@ -158,12 +153,6 @@ def audit(
             summary.write(request.out / SUMMARY)
             write_report(summary, ledger, request.out / REPORT)
     return summary
-
-
-def _name_of(model: object) -> str:
-    if isinstance(model, (str, Path)):
-        return str(model)
-    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", type(model).__name__)
 
 
 def _clean_pass(

@@ -76,7 +76,7 @@ def sample_of(job: Job, threat: ThreatModel, *, exact: bool = True) -> checks.Sa
     size = checks.sample_size(len(job.data))
     chosen = sorted(random.Random(job.seed).sample(correct, min(size, len(correct))))
     images, labels = job.load(chosen)
-    model = getattr(job.counted, "evidence", job.counted) if exact else job.counted
+    model = job.counted.evidence if exact else job.counted
     return checks.Sample(model, images, labels, threat, job.seed, job.batch_size, job.random)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from hypothesis import settings
 from oracles import TinyNet
 from torch import Tensor, nn
+
+from robust import cli
 
 pytest.register_assert_rewrite("contract")
 # The same examples in every run: a failure belongs to the change that brought it.
@@ -43,6 +47,21 @@ def tiny_images() -> Tensor:
     images = torch.rand(8, 3, 6, 6)
     images[:, :, 0, 0], images[:, :, 0, 1] = 0, 1
     return images
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the `robust` command in this process; returns exit code, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        output = capsys.readouterr()
+        code = exit_.value.code
+        return (code if isinstance(code, int) else 1 if code else 0), output.out, output.err
+
+    return run
 
 
 @pytest.fixture

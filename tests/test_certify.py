@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from subjects import write_npz
 from torch import Tensor, nn
 
 import robust
-from robust import cli
 from robust.defenses.smoothing import CertificateBroken
 from robust.defenses.smoothing.record import CertifySummary
 from robust.errors import InputError, OtherAuditError
@@ -213,19 +212,11 @@ def load():
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     monkeypatch.chdir(tmp_path)
     Path("model.py").write_text(MODEL_FILE)
     write_npz("data.npz")
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robust", "certify", "model.py:load", "data.npz", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        output = capsys.readouterr()
-        return int(exit_.value.code or 0), output.out, output.err
-
-    return run_command
+    return partial(command, "certify", "model.py:load", "data.npz")
 
 
 class TestCommand:

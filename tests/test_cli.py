@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from subjects import write_factory, write_npz
 
-from robust import cli
 from robust.summary import AuditSummary
 
 Run = Callable[..., tuple[int, str, str]]
@@ -31,18 +30,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process; returns exit code, standard output and standard error."""
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        output = capsys.readouterr()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 1 if code else 0), output.out, output.err
-
-    return run_command
+def run(here: Path, command: Run) -> Run:
+    return command
 
 
 AUDIT = ("audit", "model.py:load", "data.npz", "--threat", "linf:0.004", "--out", "out")

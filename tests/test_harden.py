@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from oracles import TinyNet
 from quarters import quarters
 
 import robust
-from robust import cli
 from robust.comparison import Paired, paired_robust
 from robust.data import ImageSet
 from robust.defenses import NFGSM
@@ -52,18 +50,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        output = capsys.readouterr()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 1 if code else 0), output.out, output.err
-
-    return run_command
+def run(here: Path, command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    return command
 
 
 COMMAND = (

@@ -77,7 +77,8 @@ class PGD(Attack):
             else:
                 logits = exact(model)(points)
                 values, gradient = loss(logits, aim), points
-            solved = fooled(model, points, aim, logits)
+            # The last logits are the model's own.
+            solved = fooled(model, points, aim, logits) if step < self.steps else aim.met(logits)
             values = values.masked_fill(solved, torch.inf)
             better = values > best_loss[index]
             best[index[better]], best_loss[index[better]] = points[better], values[better]

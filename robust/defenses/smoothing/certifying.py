@@ -28,9 +28,10 @@ from robust.defenses.smoothing.journal import Journal
 from robust.defenses.smoothing.record import CertifySettings, CertifySummary
 from robust.defenses.smoothing.sampling import Sampler, Stream, copies_at_a_time
 from robust.defenses.smoothing.smoothed import SmoothedClassifier
-from robust.defenses.smoothing.summing import attack_result, described, method_result
+from robust.defenses.smoothing.summing import attack_result, method_result
+from robust.describing import circumstances, describe_data, describe_model, name_of
 from robust.errors import InputError
-from robust.models import check_model, evaluating, identify, load_model, parameter_count
+from robust.models import check_model, evaluating, load_model
 from robust.places import check_folder
 from robust.progress import Progress, Silent
 from robust.request import choose_device
@@ -108,14 +109,8 @@ def certify(
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place)
     first = images.batch(range(min(8, len(images)))).to(place)
     classes = check_model(network, first, images.labels, len(images.class_names))
-    about_model = ModelRecord(
-        name=(name or _name_of(model)) + (" (bfloat16 copy)" if precision == "bfloat16" else ""),
-        sha256=identify(network), parameters=parameter_count(network), classes=classes,
-    )  # fmt: skip
-    about_data = DataRecord(
-        name=images.name, n=len(images), available=available, sha256=images.sha256(), shape=images.shape,
-        class_names=list(images.class_names),
-    )  # fmt: skip
+    shown = (name or name_of(model)) + (" (bfloat16 copy)" if precision == "bfloat16" else "")
+    about_model, about_data = describe_model(model, network, classes, shown), describe_data(images, available)
     with evaluating(network):
         certified = _certified_network(network, first, precision)
         journal = Journal(folder and folder / JOURNAL, _identity(request, about_model, about_data, seed, place))
@@ -132,7 +127,7 @@ def certify(
         command=command or f"robust.certify({about_model.name}, {about_data.name}, sigma={sigma:g})",
     )  # fmt: skip
     summary = CertifySummary(
-        **described(), model=about_model, data=about_data, settings=settings, warnings=request.warnings(),
+        **circumstances(), model=about_model, data=about_data, settings=settings, warnings=request.warnings(),
         methods=[method_result(one, journal.rows(one), labels, request.radii) for one in request.methods],
         attack=attack_result(_attack_rows(job), len(labels), STEPS) if attack else None,
     )  # fmt: skip
@@ -263,9 +258,3 @@ def _identity(
         "tolerance": request.tolerance, "alpha": request.alpha, "draws": request.horizon,
         "precision": request.precision, "seed": seed, "kind of device": device.type,
     }  # fmt: skip
-
-
-def _name_of(model: object) -> str:
-    if isinstance(model, (str, Path)):
-        return str(model)
-    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", type(model).__name__)

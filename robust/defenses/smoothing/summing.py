@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from statistics import mean, median
 from typing import Any, Literal, cast
 
-from robust.assembling import machine, versions
 from robust.defenses.smoothing.record import AttackPoint, AttackResult, MethodResult, Point, Row
 from robust.stats import rate
 
@@ -45,12 +43,3 @@ def attack_result(found: dict[float, dict[int, dict[str, Any]]], images: int, st
         points.append(AttackPoint(radius=radius, standing=rate(images - len(broken), images)))
     seconds = sum(row["seconds"] for rows in found.values() for row in rows.values())
     return AttackResult(steps=steps, points=points, seconds=seconds)
-
-
-def described() -> dict[str, Any]:
-    """When, where and with what."""
-    known = versions()
-    return {
-        "robust_version": known["robust"], "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(), "versions": known,
-    }  # fmt: skip
