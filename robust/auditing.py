@@ -86,7 +86,8 @@ def audit(
         surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
             and must find nothing that the model's own gradients missed.
         limit: audit a random sample of so many images.
-        seed: of the sample and of every attack. The same seed gives the same verdicts on one machine.
+        seed: of the sample and of every attack. With ``precision="plain"`` the same seed gives the same verdicts on one
+            machine; otherwise an image at the very boundary may depend on which copy of the model was measured to pay.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ...
         batch_size: images at a time; by default from the model's largest activation.
         budget: seconds after which no new batch is started; what was left undone makes the verdict inconclusive.
