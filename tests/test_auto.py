@@ -49,6 +49,37 @@ def test_an_image_far_from_the_boundary_costs_the_first_two_phases_only() -> Non
     assert model.backward_images == 2 * (10 + 2 * 10 + 1)
 
 
+class Near(nn.Module):
+    """Class k's logit over that of class 0 is ``slope[k]`` times the sum of all changes, less ``start[k]``."""
+
+    def __init__(self, slope: list[float], start: list[float]) -> None:
+        super().__init__()
+        self.slope, self.start = torch.tensor(slope), torch.tensor(start)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - 0.5).flatten(1).sum(1, keepdim=True) * self.slope - self.start
+
+
+@pytest.mark.parametrize(
+    ("start", "near"), [([0.0, 0.121, 1.0, 1.0], 1), ([0.0, 0.121, 0.1215, 1.0], 2), ([0.0, 0.121, 0.1215, 0.122], 3)]
+)
+def test_the_last_runs_aim_only_at_classes_that_came_near(start: list[float], near: int) -> None:
+    # All changes sum up to at most 12 * 0.01 = 0.12, so nothing breaks.
+    model = Recording(Near([0.0, 1.0, 1.0, 1.0], start))
+    images = torch.full((1, 3, 2, 2), 0.5)
+    Auto(0.01)(model, images, torch.zeros(1, dtype=torch.long))
+    # 10 steps, 2 targets of 10, 3 of 20, then 30 and 60 for each near class; three looks at how far the boundary is
+    assert model.backward_images == 10 + 20 + 60 + near * (30 + 60) + 3
+
+
+def test_no_pass_is_larger_than_the_callers_batch() -> None:
+    model = Recording(Near([0.0] + [1.0] * 11, [0.0] + [0.121] * 11))
+    images = torch.full((20, 3, 2, 2), 0.5)
+    Auto(0.01)(model, images, torch.zeros(20, dtype=torch.long))
+    assert model.backward_images == 20 * (10 + 20 + 60 + 9 * (30 + 60) + 3)
+    assert max(len(batch) for batch in model.seen) == 20
+
+
 def test_more_effort_spends_more_and_loses_nothing() -> None:
     model = TinyNet().eval()
     images = torch.rand(60, 3, 6, 6)

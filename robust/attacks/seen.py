@@ -20,14 +20,16 @@ class Phase:
 
     steps: gradient steps of a run; targets: runs, towards the classes that came nearest so far, in that order (0: one
     untargeted run); widest: the radius of the ball that a run starts in, in eps; within: only images whose distance to
-    the boundary, to first order, is below this share of eps (inf: all); exact: gradients from the model itself and not
-    from a fast copy, whose rounding matters where the boundary is near.
+    the boundary, to first order, is below this share of eps (inf: all); gap: only targets of whose gap to the label's
+    logit, as it was on the image itself, at most this share is still open, but always the nearest one; exact: gradients
+    from the model itself and not from a fast copy, whose rounding matters where the boundary is near.
     """
 
     steps: int
     targets: int = 0
     widest: float = 1.0
     within: float = math.inf
+    gap: float = math.inf
     exact: bool = False
 
 
@@ -62,6 +64,7 @@ class Seen:
         self.best = images.clone()
         self.best_margin = torch.full_like(logits[:, 0], -torch.inf)
         self.lead = torch.full_like(logits, -torch.inf)
+        self.first_lead = _lead(logits, goal)
         self.unsolved = eps > 0
         self._note(torch.arange(len(images), device=images.device), images, logits, goal.met(logits))
 
@@ -76,16 +79,30 @@ class Seen:
         others = self.lead[index].scatter(1, self.goal.labels[index][:, None], -torch.inf)
         return others.argsort(dim=1, descending=True)[:, :-1][:, :count]
 
+    def open_gap(self, index: Tensor, classes: Tensor) -> Tensor:
+        """The share of the gap between each of ``classes`` (n, k) and the label that nothing has closed yet."""
+        gap = self.lead[index].gather(1, classes) / self.first_lead[index].gather(1, classes).clamp_max(-_TINY)
+        return gap.clamp_min(0)
+
     def gradient(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> Tensor:
         """The loss's gradient at points of the images at ``index``, without NaN; what they show is noted."""
+        return torch.cat([self._gradient(index[rows], points[rows], aim[rows], loss) for rows in self._passes(index)])
+
+    def _gradient(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> Tensor:
         _, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
         self._note(index, points, logits, fooled(self.model, points, self.goal[index], logits))
         return gradient.nan_to_num()
 
     def look(self, index: Tensor, points: Tensor) -> None:
         """A forward pass alone."""
-        logits = exact(self.model)(points)
-        self._note(index, points, logits, self.goal[index].met(logits))
+        for rows in self._passes(index):
+            logits = exact(self.model)(points[rows])
+            self._note(index[rows], points[rows], logits, self.goal[index[rows]].met(logits))
+
+    def _passes(self, index: Tensor) -> list[Tensor]:
+        """The rows of each pass: no pass holds more than the caller's batch, however many runs each image has."""
+        rows, size = torch.arange(len(index), device=index.device), max(len(self.images), _FEWEST)
+        return [rows[at : at + size] for at in range(0, len(rows), size)]
 
     def margin_at_best(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The margin at the best points, (n,), and its gradient; nothing is noted."""
@@ -94,7 +111,7 @@ class Seen:
 
     def _note(self, index: Tensor, points: Tensor, logits: Tensor, solved: Tensor) -> None:
         goal = self.goal[index]
-        lead = logits - logits.gather(1, goal.labels[:, None])
+        lead = _lead(logits, goal)
         self.lead.scatter_reduce_(0, index[:, None].expand_as(lead), lead, "amax")
         values = margin(logits, goal)
         if self.strays:
@@ -129,6 +146,9 @@ def cascade(seen: Seen, phases: Sequence[Phase], climb: Climb, distance: Distanc
 
 
 _MOST_RUNS = 100
+# Images in a pass that need no splitting whatever the caller's batch.
+_FEWEST = 16
+_TINY = 1e-12
 
 
 def _runs(seen: Seen, phase: Phase, index: Tensor, stream: int) -> Iterator[Run]:
@@ -142,11 +162,25 @@ def _runs(seen: Seen, phase: Phase, index: Tensor, stream: int) -> Iterator[Run]
     # Few images: all their runs side by side, since a step on few images costs almost what it does on many.
     parts = [ranked] if math.isfinite(phase.within) else [ranked[:, rank, None] for rank in range(ranked.shape[1])]
     for number, part in enumerate(parts):
-        left, each = seen.unsolved[index], part.shape[1]
-        rows = index[left].repeat_interleave(each)
+        chosen = seen.unsolved[index][:, None] & _promising(seen, phase, index, part)
+        rows = index[:, None].expand_as(part)[chosen]
         if len(rows):
-            turn = torch.arange(each, device=rows.device).repeat(len(rows) // each)
-            yield Run(rows, Goal(seen.goal.labels[rows], part[left].flatten()), loss, turn, stream + number)
+            turn = torch.arange(part.shape[1], device=rows.device).expand_as(part)[chosen]
+            yield Run(rows, Goal(seen.goal.labels[rows], part[chosen]), loss, turn, stream + number)
+
+
+def _promising(seen: Seen, phase: Phase, index: Tensor, classes: Tensor) -> Tensor:
+    """Which of the classes to aim at, (n, k) with the nearest first, are worth a run."""
+    if not math.isfinite(phase.gap) or seen.goal.targets is not None:
+        return torch.ones_like(classes, dtype=torch.bool)
+    worth = seen.open_gap(index, classes) <= phase.gap
+    worth[:, 0] = True
+    return worth
+
+
+def _lead(logits: Tensor, goal: Goal) -> Tensor:
+    """z_k - z_y of every class k."""
+    return logits - logits.gather(1, goal.labels[:, None])
 
 
 def lead(logits: Tensor, goal: Goal) -> Tensor:
