@@ -121,8 +121,7 @@ def audit(
     available = len(images)
     images = images.limited(limit, seed)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(request.device)
-    for threat in request.threats:
-        threat.check_shape(images.shape)
+    request = replace(request, threats=tuple(threat.fitted(images.shape) for threat in request.threats))
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))

@@ -86,12 +86,19 @@ class Seen:
 
     def gradient(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> Tensor:
         """The loss's gradient at points of the images at ``index``, without NaN; what they show is noted."""
-        return torch.cat([self._gradient(index[rows], points[rows], aim[rows], loss) for rows in self._passes(index)])
+        return self.slope(index, points, aim, loss)[1]
 
-    def _gradient(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> Tensor:
-        _, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
+    def slope(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
+        """The loss too, (n,)."""
+        parts = [self._slope(index[rows], points[rows], aim[rows], loss) for rows in self._passes(index)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _slope(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
+        values, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
         self._note(index, points, logits, fooled(self.model, points, self.goal[index], logits))
-        return gradient.nan_to_num()
+        return values, gradient.nan_to_num()
 
     def look(self, index: Tensor, points: Tensor) -> None:
         """A forward pass alone."""
