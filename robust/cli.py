@@ -202,6 +202,11 @@ def verify(
 ) -> None:
     """Run every stored adversarial image of an audit again on the model, in float32."""
     summary = _read_summary(folder)
+    if not summary.threats:
+        raise InputError(
+            f"{folder}: holds no adversarial images, only accuracies under corruptions; to check these, run the same "
+            "audit again in another folder"
+        )
     from robust.auditing import verify_audit
 
     results = verify_audit(

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -26,21 +27,17 @@ def elastic_transform(images: Tensor, constants: Row, draws: Draws) -> Tensor:
 
 
 def pixelate(images: Tensor, constants: Row, draws: Draws) -> Tensor:
-    """Fewer, larger pixels, each the mean of those whose center it holds."""
-    rows, columns = (torch.from_numpy(_blocks(side, constants[0])).to(images.device) for side in images.shape[-2:])
-    return _by_block(_by_block(images, rows, 2), columns, 3)
+    """Fewer, larger pixels, each the mean of those whose center it holds (as Pillow's BOX and NEAREST do)."""
+    return _coarse(_coarse(images, constants[0], 2), constants[0], 3)
 
 
-def _blocks(side: int, block: float) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """For each pixel of a line, the large pixel that its center lies in."""
+def _coarse(images: Tensor, block: float, dim: int) -> Tensor:
+    """Along ``dim``, large pixels of about ``block`` each."""
+    side = images.shape[dim]
     count = max(1, int(side / block + 1e-9))
-    return ((np.arange(side) + 0.5) * count / side).astype(np.int64)
-
-
-def _by_block(images: Tensor, block: Tensor, dim: int) -> Tensor:
-    """Along ``dim``, each value replaced by the mean over its block."""
-    member = torch.nn.functional.one_hot(block).to(images.dtype)
-    mean = (member / member.sum(0)) @ member.T
+    middles = torch.arange(1, 2 * side, 2, device=images.device) * count  # in units of 1 / (2 * side)
+    member = F.one_hot((middles - 1) // (2 * side), count).to(images.dtype)
+    mean = (member / member.sum(0))[:, middles // (2 * side)]
     result: Tensor = torch.tensordot(images, mean, ([dim], [0])).movedim(-1, dim)
     return result
 

@@ -10,19 +10,18 @@ from torch import Tensor
 
 from robust.corruptions.draws import Draws
 
-_CRYSTALS = 18
-_FINEST = 160  # pixels on which ice is drawn for a smaller image
+_FINEST = 96  # pixels on which ice is drawn for a smaller image
 _TABLE = 256
 
 
-def plasma(draws: Draws, side: int, smoothness: float) -> Tensor:
-    """Diamond-square noise (N, M, M) from 0 to 1, M the next power of two; each level ``smoothness`` times weaker.
+def plasma(draws: Draws, side: int, smoothness: float, stream: int = 0) -> Tensor:
+    """Diamond-square noise (N, M, M) from 0 to 1, M the next power of two, that wraps around.
 
-    It wraps around. Source: Fournier, Fussell and Carpenter, Communications of the ACM 25 (1982).
+    Each level is weaker by ``smoothness`` squared. Source: Fournier, Fussell and Carpenter, CACM 25 (1982).
     """
     size = 1 << (side - 1).bit_length()
     field = torch.zeros(len(draws.seeds), size, size, device=draws.seeds.device)
-    step, wobble, stream = size, 100.0, 0
+    step, wobble = size, 100.0
 
     def filled(total: Tensor) -> Tensor:
         nonlocal stream
@@ -49,12 +48,9 @@ def ice(draws: Draws, height: int, width: int) -> Tensor:
     """
     finer = max(1, math.ceil(_FINEST / min(height, width)))
     rows, columns = finer * height, finer * width
-    needles = torch.maximum(
-        _needles(draws, rows, columns, _CRYSTALS, 14.0, 0),
-        0.8 * _needles(draws, rows, columns, 4 * _CRYSTALS, 30.0, 20),
-    )
-    needles = F.avg_pool2d(needles[:, None], finer)
-    cover = plasma(draws, max(height, width), 2.0)[:, None, :height, :width]
+    coarse, fine = _needles(draws, rows, columns, 4, 14.0, 0), _needles(draws, rows, columns, 8, 30.0, 20)
+    needles = F.avg_pool2d(torch.maximum(coarse, 0.8 * fine)[:, None], finer)
+    cover = plasma(draws, max(height, width), 2.0, 64)[:, None, :height, :width]
     relief = needles * (0.4 + 0.6 * cover) + 0.5 * cover
     relief = relief - relief.mean((2, 3), keepdim=True)
     tone = draws.uniform(60).view(-1, 1, 1, 1)
@@ -64,34 +60,44 @@ def ice(draws: Draws, height: int, width: int) -> Tensor:
 
 
 def _needles(draws: Draws, height: int, width: int, crystals: int, fineness: float, stream: int) -> Tensor:
-    """Needles (N, H, W) in [0, 1]: around each of ``crystals`` points, ridges along three directions of its own."""
+    """Needles (N, H, W) in [0, 1]: ridges along the three directions of the nearest crystal.
+
+    ``crystals``: along the shorter side, each somewhere in its own square; ``fineness``: needles along that side.
+    """
     device, short = draws.seeds.device, min(height, width)
-    y = torch.arange(height, device=device).view(-1, 1) / short
-    x = torch.arange(width, device=device).view(1, -1) / short
-    centers = draws.uniform(stream, 2, crystals) * torch.tensor([[height], [width]], device=device) / short
+    y = ((torch.arange(height, device=device) + 0.5) / short).view(-1, 1)
+    x = ((torch.arange(width, device=device) + 0.5) / short).view(1, -1)
+    rows, columns = (math.ceil(crystals * side / short) for side in (height, width))
+    places = draws.uniform(stream, 2, rows, columns)
+    down = ((torch.arange(rows, device=device).view(-1, 1) + places[:, 0]) / crystals).flatten(1)
+    across = ((torch.arange(columns, device=device) + places[:, 1]) / crystals).flatten(1)
     nearest = torch.full((len(draws.seeds), height, width), torch.inf, device=device)
     owner = torch.zeros_like(nearest, dtype=torch.int64)
-    for index in range(crystals):
-        away = (y - centers[:, 0, index, None, None]) ** 2 + (x - centers[:, 1, index, None, None]) ** 2
-        owner = torch.where(away < nearest, index, owner)
-        nearest = torch.minimum(away, nearest)
+    for step_down in (-1, 0, 1):
+        for step_across in (-1, 0, 1):
+            row = ((y * crystals).long() + step_down).clamp(0, rows - 1)
+            column = ((x * crystals).long() + step_across).clamp(0, columns - 1)
+            candidate = row * columns + column
+            away = (y - down[:, candidate]) ** 2 + (x - across[:, candidate]) ** 2
+            owner = torch.where(away < nearest, candidate, owner)
+            nearest = torch.minimum(away, nearest)
 
     def of_owner(values: Tensor) -> Tensor:
         return values.gather(1, owner.flatten(1)).view_as(nearest)
 
-    down, across = y - of_owner(centers[:, 0]), x - of_owner(centers[:, 1])
-    turn = of_owner(draws.uniform(stream + 1, crystals)) * math.pi
+    down, across = y - of_owner(down), x - of_owner(across)
+    turn = of_owner(draws.uniform(stream + 1, rows * columns)) * math.pi
     table = draws.uniform(stream + 2, _TABLE)
     best = torch.zeros_like(nearest)
     for number, share in enumerate((1.0, 0.75, 0.75)):
         angle = turn + number * math.pi / 3
-        along = across * angle.cos() + down * angle.sin()
-        beside = down * angle.cos() - across * angle.sin()
+        cosine, sine = angle.cos(), angle.sin()
+        along, beside = across * cosine + down * sine, (down * cosine - across * sine) * fineness
         # A needle is as wide as one step beside it, and as long as several along it.
-        lane = (beside * fineness).floor()
+        lane = beside.floor()
         section = (along * fineness / 5 + 0.37 * lane).floor()
         place = (lane * 31 + section * 17 + owner * 7 + number * 5).long().remainder(_TABLE)
         strength = table.gather(1, place.flatten(1)).view_as(nearest)
-        ridge = 1 - (2 * (beside * fineness - lane) - 1).abs()
+        ridge = 1 - (2 * (beside - lane) - 1).abs()
         best = torch.maximum(best, share * strength**2 * ridge)
     return best
