@@ -228,7 +228,7 @@ def _open_ledger(
         # The standard list by its names, so that an audit is not gone on with by another version's list.
         "attacks": _names(request, "gradients"), "seed": request.seed, "precision": request.precision,
         "bpda": list(fronts) or None,
-        "surrogates": [identify(surrogate) for surrogate in surrogates] or None, "corruptions": grid.identity,
+        "surrogates": [identify(surrogate) for surrogate in surrogates] or None, "choice of corruptions": grid.identity,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
