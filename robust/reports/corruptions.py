@@ -63,7 +63,7 @@ def headline(summary: AuditSummary, result: CorruptionResult) -> str:
     mean, clean = result.mean_accuracy.value, summary.clean_accuracy.value
     return (
         f"Noise, blur, weather and digital faults take the model from {formats.percent(clean)} right to "
-        f"{formats.percent(mean)} in the mean."
+        f"{formats.percent(mean)} on average."
     )
 
 
@@ -94,7 +94,7 @@ def _lines(summary: AuditSummary, result: CorruptionResult, ledger: Ledger, side
             return None
         read = cell.predictions[image]
         shown = picture(cell.example(ledger.shape), side)
-        return Shown(record, 5 + 60 * (1 - record.accuracy.value), shown, read, read == labels[image])
+        return Shown(record, 4 + 71 * (1 - record.accuracy.value), shown, read, read == labels[image])
 
     return [
         Line(name, family, name == names[0], [shown(name, s) for s in result.severities], means.get(name))
