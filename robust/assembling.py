@@ -11,6 +11,8 @@ from robust.attacks.base import Knowledge
 from robust.attacks.registry import find
 from robust.checking import ACCESS
 from robust.checks import CATALOG, coverage
+from robust.corrupting import Grid
+from robust.corruption_result import corruption_result, corruption_score
 from robust.curve import curve
 from robust.describing import circumstances
 from robust.ledger import Ledger, Queries, Run
@@ -48,22 +50,28 @@ class Subject:
 
 
 def assemble(
-    ledger: Ledger, subject: Subject, threats: Sequence[ThreatModel], attacks: tuple[str, ...] | None
+    ledger: Ledger, subject: Subject, threats: Sequence[ThreatModel], attacks: tuple[str, ...] | None, grid: Grid
 ) -> AuditSummary:
     """The summary of all that the ledger holds."""
     images = ledger.images()
     results = [threat_result(ledger, threat, attacks, subject.model.classes) for threat in threats]
+    corrupted = corruption_result(ledger, grid)
+    clean = rate(sum(row.correct for row in images), len(images))
+    scores = {result.threat.text: result.score for result in results}
+    if corrupted is not None and not results:
+        scores = {grid.text: corruption_score(corrupted, clean)}
     return AuditSummary(
         **circumstances(),
         model=subject.model,
         data=subject.data,
         settings=subject.settings,
-        clean_accuracy=rate(sum(row.correct for row in images), len(images)),
-        verdict=worst([result.verdict for result in results]),
+        clean_accuracy=clean,
+        verdict=worst([result.verdict for result in [*results, corrupted] if result is not None]),
         threats=results,
-        score=audit_score({result.threat.text: result.score for result in results}),
+        corruptions=corrupted,
+        score=audit_score(scores),
         warnings=subject.warnings,
-        seconds=sum(result.cost.seconds for result in results),
+        seconds=sum(result.cost.seconds for result in results) + (corrupted.seconds if corrupted else 0),
     )
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from robust.assembling import Subject, assemble
 from robust.batching import batches, comfortable_batch
 from robust.checking import access_of
+from robust.corrupting import Grid, check_baseline, load_baseline, run_corruptions
+from robust.corruptions.apply import check_size
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
 from robust.describing import describe_data, describe_model
@@ -37,7 +39,7 @@ from robust.request import (
     check_effort,
     check_precision,
     choose_device,
-    parse_threats,
+    split_threats,
 )
 from robust.running import Job, run_threat
 from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, Settings
@@ -70,6 +72,7 @@ def audit(
     class_names: Sequence[str] | None = None,
     trust: bool = False,
     bpda: Sequence[str] | Mapping[str, Backward] = (),
+    baseline: ModelSource | None = None,
     name: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
@@ -80,7 +83,8 @@ def audit(
         model: a module or callable from images (N, C, H, W) in [0, 1] to logits (N, K), or a text that
             :func:`robust.load_model` takes.
         data: a data set of (image, label), a pair of tensors, or a text that :func:`robust.load_data` takes.
-        threats: threat models, as objects or text such as ``"linf:8/255"``.
+        threats: threat models, as objects or text such as ``"linf:8/255"``; ``"corruptions"`` measures accuracy on
+            corrupted images (``"corruptions:3"``: at severities 1 to 3), alone or beside others.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
         surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
@@ -101,6 +105,8 @@ def audit(
         bpda: names of sub-modules, such as ``"preprocess"``, whose gradient attacks replace by the identity, or of each
             the differentiable function whose gradient to use instead (see :func:`robust.models.bpda`). Successes count
             only on the untouched model.
+        baseline: what corruption errors are relative to: a model, or the path of an `audit.json` or its folder, of
+            another model audited for corruptions on the same images with the same seed.
         name: what to call the model in the report.
 
     Returns:
@@ -110,18 +116,22 @@ def audit(
         InputError: for anything wrong with the arguments, the model or the data; one line with the remedy.
     """
     progress = progress or Silent()
+    asked, severities = split_threats(threats)
     request = Request(
-        threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
+        threats=asked, corruptions=severities, attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),
         effort=check_effort(effort, attacks),
     )  # fmt: skip
     check_attacks(request, bool(surrogates))
     check_budget(budget)
+    check_baseline(baseline, severities)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
     images = images.limited(limit, seed)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(request.device)
     request = replace(request, threats=tuple(threat.fitted(images.shape) for threat in request.threats))
+    if severities:
+        check_size(*images.shape[1:])
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
@@ -129,7 +139,8 @@ def audit(
     size = batch_size or comfortable_batch(network, first[:1])
     predictions = _clean_pass(network, images, request.device, size, progress)
     record, described = describe_model(model, network, classes, name), describe_data(images, available)
-    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others)
+    grid = Grid(severities, load_baseline(baseline, first, classes, described, request, trust))
+    ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others, grid)
     with ledger:
         lane = _lane(ledger, network, images, request)
         job = Job(
@@ -141,14 +152,15 @@ def audit(
         )  # fmt: skip
         for threat in request.threats:
             run_threat(job, threat)
+        run_corruptions(job, grid)
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
             attacks=_names(request, access_of(job)), standard_attacks=request.attacks is None,
             lane=lane.report.kind, lane_detail=lane.report.detail,
-            command=command or _call(record.name, described.name, request, limit),
+            command=command or _call(record.name, described.name, request, limit, grid),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
-        summary = assemble(ledger, subject, request.threats, request.attacks)
+        summary = assemble(ledger, subject, request.threats, request.attacks, grid)
         if request.out is not None:
             summary.write(request.out / SUMMARY)
             write_report(summary, ledger, request.out / REPORT)
@@ -182,7 +194,8 @@ def _lane(ledger: Ledger, model: nn.Module, data: ImageSet, request: Request) ->
     """The fast copy that attacks search with. Its kind rests on a timing and so is kept for a resumed audit."""
     ids = [row.id for row in ledger.images() if row.correct][: min(_CALIBRATION, ledger.meta("batch_size"))]
     images, labels = data.batch(ids).to(request.device), data.labels[ids].to(request.device)
-    lane = make_lane(model, images, labels, precision=request.precision, kind=ledger.meta("lane"))
+    precision = request.precision if request.threats else "plain"
+    lane = make_lane(model, images, labels, precision=precision, kind=ledger.meta("lane"))
     if ledger.meta("lane") is None:
         ledger.set_meta("lane", lane.report.kind)
         ledger.set_meta("lane detail", lane.report.detail)
@@ -206,7 +219,7 @@ def _warnings(rows: list[ImageRow], classes: int, ledger: Ledger) -> list[str]:
 
 def _open_ledger(
     request: Request, model: ModelRecord, data: DataRecord, images: ImageSet, rows: list[ImageRow], batch_size: int,
-    fronts: tuple[str, ...], surrogates: Sequence[nn.Module],
+    fronts: tuple[str, ...], surrogates: Sequence[nn.Module], grid: Grid,
 ) -> Ledger:  # fmt: skip
     """The ledger to go on with, or a new one. The folder is made here, once all of the input is known good."""
     identity = {
@@ -214,7 +227,7 @@ def _open_ledger(
         # The standard list by its names, so that an audit is not gone on with by another version's list.
         "attacks": _names(request, "gradients"), "seed": request.seed, "precision": request.precision,
         "bpda": list(fronts) or None,
-        "surrogates": [identify(surrogate) for surrogate in surrogates] or None,
+        "surrogates": [identify(surrogate) for surrogate in surrogates] or None, "choice of corruptions": grid.identity,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
     if path is not None and path.exists():
@@ -246,15 +259,17 @@ def _names(request: Request, access: Access) -> list[str]:
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
-def _call(model: str, data: str, request: Request, limit: int | None) -> str:
+def _call(model: str, data: str, request: Request, limit: int | None, grid: Grid) -> str:
     """The call that reproduces an audit made from Python, as far as its arguments have names."""
     given = {
         "attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None,
         "precision": None if request.precision == "auto" else request.precision,
         "effort": None if request.effort == "standard" else request.effort,
+        "baseline": grid.baseline and grid.baseline.name,
     }  # fmt: skip
     more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
-    return f"robust.audit({model}, {data}, {[threat.text for threat in request.threats]}{more})"
+    threats = [threat.text for threat in request.threats] + ([grid.text] if grid.severities else [])
+    return f"robust.audit({model}, {data}, {threats}{more})"
 
 
 def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) -> str | None:

@@ -54,8 +54,8 @@ def audit(
     threat: Annotated[
         list[str] | None,
         typer.Option(
-            help="Threat model: NORM:EPS with NORM linf, l2, l1 or l0, or patch:AREA such as patch:5% or patch:7x7. "
-            "Repeatable. Default: linf:8/255."
+            help="Threat model: NORM:EPS with NORM linf, l2, l1 or l0; patch:AREA such as patch:5% or patch:7x7; or "
+            "corruptions, the 15 common ones at 5 severities. Repeatable. Default: linf:8/255."
         ),
     ] = None,
     attacks: Annotated[
@@ -70,6 +70,13 @@ def audit(
         typer.Option(
             help="A model like the audited one, named like MODEL: what its gradients find must not fool the audited "
             "one where its own found nothing. Repeatable."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="What the errors under corruptions are relative to (mCE): a model, named like MODEL, or the "
+            "audit.json of another audit of the same images."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Audit a random sample of so many images.")] = None,
@@ -91,7 +98,10 @@ def audit(
     ] = None,
     fail_under: Annotated[
         float | None,
-        typer.Option(help="Gate: exit 1 unless robust accuracy reaches this everywhere, and is not suspect."),
+        typer.Option(
+            help="Gate: exit 1 unless robust accuracy (and mean accuracy under corruptions) reaches this everywhere, "
+            "and is not suspect."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights file for the model: safetensors or a checkpoint.")
@@ -128,7 +138,9 @@ def audit(
     from robust.auditing import audit as run_audit
     from robust.progress import terminal_progress
 
-    folder = out or folder_of("robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()))
+    folder = out or folder_of(
+        "robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()), *([baseline] if baseline else ())
+    )
 
     def run(folder: Path) -> AuditSummary:
         with terminal_progress() as progress:
@@ -136,7 +148,7 @@ def audit(
                 model, data, threats, attacks=attacks, surrogates=surrogate or (), limit=limit, seed=seed,
                 device=device, batch_size=batch_size, budget=seconds, effort=effort, precision=precision,
                 out=folder, weights=weights, mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size,
-                trust=trust, bpda=bpda or (), command=command_line(), progress=progress,
+                trust=trust, bpda=bpda or (), baseline=baseline, command=command_line(), progress=progress,
             )  # fmt: skip
 
     try:
@@ -190,6 +202,11 @@ def verify(
 ) -> None:
     """Run every stored adversarial image of an audit again on the model, in float32."""
     summary = _read_summary(folder)
+    if not summary.threats:
+        raise InputError(
+            f"{folder}: holds no adversarial images, only accuracies under corruptions; to check these, run the same "
+            "audit again in another folder"
+        )
     from robust.auditing import verify_audit
 
     results = verify_audit(
@@ -292,7 +309,10 @@ def _exit_code(summary: AuditSummary, fail_under: float | None) -> int:
         return INCONCLUSIVE
     if fail_under is None:
         return 0
-    held = summary.verdict == "sound" and all(r.robust_accuracy.value >= fail_under for r in summary.threats)
+    reached = [result.robust_accuracy.value for result in summary.threats]
+    if summary.corruptions is not None and summary.corruptions.mean_accuracy is not None:
+        reached.append(summary.corruptions.mean_accuracy.value)
+    held = summary.verdict == "sound" and all(value >= fail_under for value in reached)
     return 0 if held else GATE_FAILED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from robust.attacks import Transfer
 from robust.attacks.auto import EFFORTS
 from robust.attacks.registry import build
+from robust.corruptions import SEVERITIES
 from robust.errors import InputError, unknown
 from robust.lane import PRECISIONS
 from robust.threats import ThreatModel
@@ -20,9 +22,10 @@ LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
 
 @dataclass(frozen=True)
 class Request:
-    """The checked arguments that cost nothing to check."""
+    """The checked arguments that cost nothing to check. ``corruptions``: the severities to measure; none: not asked."""
 
     threats: tuple[ThreatModel, ...]
+    corruptions: tuple[int, ...]
     attacks: tuple[str, ...] | None
     seed: int
     device: torch.device
@@ -43,6 +46,31 @@ def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]
         if texts.count(text) > 1:
             raise InputError(f"threat {text} is given twice")
     return threats
+
+
+def split_threats(given: Sequence[str | ThreatModel]) -> tuple[tuple[ThreatModel, ...], tuple[int, ...]]:
+    """The threat models among ``given``, and the severities of ``corruptions`` or ``corruptions:3`` (1 to 3).
+
+    Raises InputError.
+    """
+    if isinstance(given, (str, ThreatModel)):
+        given = [given]
+    asked = [threat for threat in given if isinstance(threat, str) and _named_corruptions(threat)]
+    others = [threat for threat in given if threat not in asked]
+    if not asked:
+        return parse_threats(others), ()
+    if len(asked) > 1:
+        raise InputError(f"threat {asked[1]} is given twice")
+    highest = asked[0].partition(":")[2].strip() or str(max(SEVERITIES))
+    if not re.fullmatch("[1-5]", highest):
+        raise InputError(
+            f"threat {asked[0]}: severities go from 1 to 5; write corruptions, or corruptions:3 for 1 to 3"
+        )
+    return parse_threats(others) if others else (), SEVERITIES[: int(highest)]
+
+
+def _named_corruptions(text: str) -> bool:
+    return text.partition(":")[0].strip().lower() in ("corruptions", "corruption")
 
 
 def check_attacks(request: Request, surrogates: bool = False) -> None:

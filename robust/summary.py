@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from robust.places import write_text
 
@@ -150,6 +150,56 @@ class ThreatResult(_Record):
     score: ScoreRecord
 
 
+class CellRecord(_Record):
+    """Accuracy under one corruption at one severity."""
+
+    corruption: str
+    severity: int = Field(ge=1, le=5)
+    accuracy: Rate
+    baseline: Rate | None = Field(default=None, description="of the baseline model on the same corrupted images")
+
+
+class CorruptionRecord(_Record):
+    """One corruption over all its severities."""
+
+    name: str
+    family: Literal["noise", "blur", "weather", "digital"]
+    accuracy: MeanRate = Field(description="mean over severities")
+    retention: float | None = Field(description="accuracy as a share of clean accuracy; null where that is 0")
+    error: float | None = Field(
+        description="corruption error: the sum of the error rates as a share of the baseline's; null without a baseline"
+    )
+
+
+class BaselineRecord(_Record):
+    """The model that corruption errors are relative to."""
+
+    name: str
+    sha256: str
+    clean_accuracy: Rate
+
+
+class CorruptionResult(_Record):
+    """Accuracy on corrupted images: the fifteen corruptions of Hendrycks and Dietterich (ICLR 2019), made here."""
+
+    severities: list[int]
+    cells: list[CellRecord] = Field(description="one for each corruption and severity that was finished")
+    corruptions: list[CorruptionRecord] = Field(description="those of which all severities were finished")
+    mean_accuracy: MeanRate | None = Field(description="mean over all cells; null where some were not finished")
+    always_right: Rate | None = Field(description="images right in every cell")
+    retention: float | None = Field(description="mean accuracy as a share of clean accuracy")
+    worst: CellRecord | None = Field(description="the cell with the lowest accuracy")
+    mean_error: float | None = Field(description="mCE: the mean of the corruption errors; 1 is the baseline's")
+    relative_error: float | None = Field(
+        description="relative mCE: the same with each model's clean error taken off, null where the baseline loses "
+        "nothing"
+    )
+    baseline: BaselineRecord | None
+    verdict: Verdict
+    reasons: list[str]
+    seconds: float
+
+
 class ModelRecord(_Record):
     name: str
     sha256: str = Field(description="of the weights and buffers, or of the name where the model is a plain callable")
@@ -190,12 +240,19 @@ class AuditSummary(_Record):
     settings: Settings
     clean_accuracy: Rate
     verdict: Verdict = Field(description="the worst over the threat models")
-    threats: list[ThreatResult] = Field(min_length=1)
+    threats: list[ThreatResult] = Field(description="norm balls; empty where only corruptions were asked for")
+    corruptions: CorruptionResult | None = None
     score: ScoreRecord
     warnings: list[str]
     seconds: float
     machine: str
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _asked_for_something(self) -> AuditSummary:
+        if not self.threats and self.corruptions is None:
+            raise ValueError("an audit has at least one threat model")
+        return self
 
     def write(self, path: Path) -> None:
         """Write the summary as JSON, in one step: a reader never sees half a file."""

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.reports import figures, formats, words
+from robust.reports.corruptions import corruption_view, ratio, spoken
 from robust.reports.gallery import Exhibit, exhibits
 from robust.reports.page import page, write_page
 from robust.reports.tally import ClassTally, class_tallies, pushes
@@ -69,14 +71,25 @@ def render(summary: AuditSummary, ledger: Ledger) -> str:
             f"the ledger ({right} of {len(images)} images right) and the summary ({summary.clean_accuracy.numerator} "
             f"of {summary.data.n}) are not of the same audit; run the audit again"
         )
+    corrupted = corruption_view(summary, ledger)
+    names = summary.data.class_names
+    filters: dict[str, Any] = {
+        "class_name": lambda index: formats.class_name(names, index),
+        "spoken": spoken,
+        "ratio": ratio,
+    }
+    if not summary.threats:
+        return page(
+            "corruptions.html", filters,
+            {"summary": summary, "corruptions": corrupted, "meaning": words.CORRUPTIONS[summary.verdict]},
+        )  # fmt: skip
     views = [_view(f"t{index}", summary, result, ledger) for index, result in enumerate(summary.threats)]
     deciding, clean = words.deciding(summary), summary.clean_accuracy
-    names = summary.data.class_names
     return page(
         "report.html",
-        {"class_name": lambda index: formats.class_name(names, index)},
+        filters,
         {
-            "summary": summary, "views": views, "deciding": deciding,
+            "corruptions": corrupted, "summary": summary, "views": views, "deciding": deciding,
             "headline": words.headline(clean, deciding, summary.data.shape), "footing": words.footing(clean, deciding),
             "meaning": words.VERDICTS[summary.verdict], "next_steps": words.next_steps(summary),
             "size": formats.size_text, "attacker": words.attacker, "black_box_only": words.black_box_only,

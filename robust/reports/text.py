@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
-from robust.reports.formats import duration, one_line, rate_text, shorten
+from robust.reports.corruptions import ratio, spoken
+from robust.reports.formats import duration, interval, one_line, percent, rate_text, shorten
 from robust.reports.words import black_box_only, cost_text, over_draws
-from robust.summary import AuditSummary, ThreatResult
+from robust.summary import AuditSummary, CorruptionResult, ThreatResult
 
 LINES = 25
 WIDTH = 100
@@ -28,6 +29,8 @@ def summary_text(summary: AuditSummary) -> str:
     ]
     room = LINES - len(head)
     blocks = [_threat(result) for result in summary.threats]
+    if summary.corruptions is not None:
+        blocks.append(_corruptions(summary.corruptions))
     if sum(map(len, blocks)) > room:
         blocks = [_short(block, max(1, (room - 1) // len(blocks))) for block in blocks]
     shown = [line for block in blocks for line in block]
@@ -51,6 +54,28 @@ def _threat(result: ThreatResult) -> list[str]:
         lines.append("  - no attack used gradients")
     lines.append(f"  cost: {cost_text(result)}")
     return lines
+
+
+def _corruptions(result: CorruptionResult) -> list[str]:
+    mean = result.mean_accuracy
+    figure = (
+        "not finished"
+        if mean is None
+        else f"mean accuracy {percent(mean.value)} (95% interval {interval(mean.low, mean.high)})"
+    )
+    lines = [f"corruptions: {result.verdict}, {figure}"]
+    if result.retention is not None:
+        lines.append(f"  retention: {ratio(result.retention)} of clean accuracy")
+    if result.worst is not None:
+        worst = result.worst
+        lines.append(f"  worst: {spoken(worst.corruption)}, severity {worst.severity}: {rate_text(worst.accuracy)}")
+    if result.baseline is not None:
+        name = shorten(one_line(result.baseline.name), 34)
+        figures = (("mCE", result.mean_error), ("relative mCE", result.relative_error))
+        known = [f"{title} {ratio(value)}" for title, value in figures if value is not None]
+        lines.append(_cut(f"  against {name}: {', '.join(known) or 'no mCE, since it makes no errors somewhere'}"))
+    lines += [f"  - {one_line(reason)}" for reason in result.reasons]
+    return [*lines, f"  cost: {len(result.cells)} forward passes per image, {duration(result.seconds)}"]
 
 
 def _short(block: list[str], lines: int) -> list[str]:

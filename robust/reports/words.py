@@ -38,6 +38,16 @@ VERDICTS: dict[Verdict, str] = {
 }
 
 
+# Of an audit for corruptions alone: nobody attacks, so nothing can mislead the measurement.
+CORRUPTIONS: dict[Verdict, str] = {
+    "sound": "Every combination was run on every image. These are accuracies on faults of a stated kind and strength, "
+    "with no attacker who picks the worst; they say nothing about adversarial robustness.",
+    "suspect": "A check failed; do not rely on these figures.",
+    "inconclusive": "Not all combinations were run. Run the same command again to go on; nothing that was computed is "
+    "lost.",
+}
+
+
 def attacker(threat: ThreatRecord, shape: tuple[int, int, int]) -> str:
     """The threat model as a person who does something, to continue with ``can make ...``.
 
@@ -151,7 +161,7 @@ def _after_sound(summary: AuditSummary) -> str:
         )
     return (
         "Keep this audit as the baseline and repeat it, unchanged, for every new version of the model. Attacks of "
-        "other kinds (patches, rotations, weather) are not covered."
+        f"other kinds (patches, rotations{'' if summary.corruptions else ', weather'}) are not covered."
     )
 
 
