@@ -106,6 +106,13 @@ def audit(
             "Repeatable."
         ),
     ] = None,
+    behind: Annotated[
+        str | None,
+        typer.Option(
+            help="Audit the model behind a defense against the largest patch of the threats, whose certificates are "
+            "the lower bound: masking (PatchCleanser) or bands."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print audit.json on standard output.")] = False,
 ) -> None:
     """Attack a classifier on labeled images, and report how often it can be fooled.
@@ -125,7 +132,9 @@ def audit(
     from robust.auditing import audit as run_audit
     from robust.progress import terminal_progress
 
-    folder = out or folder_of("robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()))
+    folder = out or folder_of(
+        "robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()), *([behind] if behind else ())
+    )
 
     def run(folder: Path) -> AuditSummary:
         with terminal_progress() as progress:
@@ -133,7 +142,7 @@ def audit(
                 model, data, threats, attacks=attacks, surrogates=surrogate or (), limit=limit, seed=seed,
                 device=device, batch_size=batch_size, budget=seconds, effort=effort, precision=precision,
                 out=folder, weights=weights, mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size,
-                trust=trust, bpda=bpda or (), command=command_line(), progress=progress,
+                trust=trust, bpda=bpda or (), behind=behind, command=command_line(), progress=progress,
             )  # fmt: skip
 
     try:
@@ -184,6 +193,7 @@ def verify(
     std: Annotated[str | None, typer.Option(help="Channel deviations of the model's normalization.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     trust: Annotated[bool, typer.Option("--trust", help="Load a pickled checkpoint, which can run any code.")] = False,
+    behind: Annotated[str | None, typer.Option(help="The defense that was audited, as in `robust audit`.")] = None,
 ) -> None:
     """Run every stored adversarial image of an audit again on the model, in float32."""
     summary = _read_summary(folder)
@@ -197,6 +207,7 @@ def verify(
         mean=numbers_of("--mean", mean),
         std=numbers_of("--std", std),
         trust=trust,
+        behind=behind,
     )
     failed = 0
     for result in summary.threats:

@@ -21,7 +21,9 @@ KINDS = ("columns", "rows", "blocks")
 
 
 @dataclass(eq=False)
-class _Ablation:
+class Ablation:
+    """Everything but ``size`` columns, rows, or a block of that side, replaced by ``fill``."""
+
     kind: str
     size: int
     fill: float
@@ -36,14 +38,16 @@ class _Ablation:
         tall, wide = (min(side + self.size - 1, whole) for side, whole in zip(patch, shape, strict=True))
         return {"columns": wide, "rows": tall, "blocks": tall * wide}[self.kind]
 
-    def apply(self, images: Tensor, start: Size) -> Tensor:
-        """Everything but one band or block, wrapped around, replaced by the fill."""
+    def apply(self, images: Tensor, starts: Tensor) -> Tensor:
+        """The images (N, C, H, W) as seen through the band or block that begins, wrapped around, at row and column
+        ``starts``, (2,) or (N, 2)."""
         height, width = images.shape[-2:]
-        rows = (torch.arange(height, device=images.device) - start[0]) % height < self.size
-        columns = (torch.arange(width, device=images.device) - start[1]) % width < self.size
+        first = starts.view(-1, 2, 1)
+        rows = (torch.arange(height, device=images.device) - first[:, 0]) % height < self.size
+        columns = (torch.arange(width, device=images.device) - first[:, 1]) % width < self.size
         rows = rows | (self.kind == "columns")
         columns = columns | (self.kind == "rows")
-        return torch.where(rows[:, None] & columns, images, self.fill)
+        return torch.where((rows[:, :, None] & columns[:, None])[:, None], images, self.fill)
 
 
 class BandSmoothing(nn.Module):
@@ -65,7 +69,7 @@ class BandSmoothing(nn.Module):
         if not (0 < threshold <= 1 and 0 <= fill <= 1):
             raise InputError(f"threshold {threshold:g}, fill {fill:g}: give numbers from 0 to 1")
         self.model, self.patch, self.threshold = model, patch, threshold
-        self.ablation = _Ablation(kind, size, fill)
+        self.ablation = Ablation(kind, size, fill)
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,7 +80,8 @@ class BandSmoothing(nn.Module):
         total: Tensor | float = 0.0
         with evaluating(self.model):
             for start in self.ablation.starts((int(images.shape[-2]), int(images.shape[-1]))):
-                chances = self.model(self.ablation.apply(images, start)).float().softmax(1)
+                seen = self.ablation.apply(images, torch.tensor(start, device=images.device))
+                chances = self.model(seen).float().softmax(1)
                 votes = (chances >= self.threshold).to(chances)
                 total = total + votes + (chances - chances.detach())
         assert isinstance(total, Tensor)

@@ -19,6 +19,7 @@ from robust.attacks.base import Goal
 from robust.attacks.losses import margin
 from robust.defenses.patch.certificates import Size, patch_size
 from robust.defenses.patch.cleansing import MaskedClassifier
+from robust.defenses.patch.masking import placed
 from robust.models import evaluating
 
 _VIEWS = 6  # at each step
@@ -35,14 +36,14 @@ def cleansing_attack(
     """
     shape = (int(images.shape[-2]), int(images.shape[-1]))
     size = patch_size(defended.patch, shape)
-    tops = _ranked(defended, images, labels, size, placements)
+    places = _ranked(defended, images, labels, size, placements)
     found, seeds = images.clone(), randomness.image_seeds(images, seed)
     standing = defended.predict(images).predicted.to(labels.device) == labels
     for attempt in range(placements):
         index = standing.nonzero().squeeze(1)
         if not len(index):
             break
-        inside = _inside(tops[index, attempt], size, shape).to(images.device)
+        inside = placed(places[index.to(places.device), attempt], size, shape).to(images.device)
         points = _optimized(defended, images[index], labels[index], inside, steps, seeds[index] + attempt)
         found[index] = points
         fallen = defended.predict(points).predicted.to(labels.device) != labels[index]
@@ -80,15 +81,6 @@ def _apart(score: Tensor, size: Size, shape: Size, count: int) -> Tensor:
         )
         score = torch.where(near, score - 10, score)
     return torch.stack(chosen, 1)
-
-
-def _inside(place: Tensor, size: Size, shape: Size) -> Tensor:
-    """The pixels of each placement (N, 1, H, W)."""
-    width = shape[1] - size[1] + 1
-    down = torch.arange(shape[0]) - (place // width)[:, None]
-    across = torch.arange(shape[1]) - (place % width)[:, None]
-    rows, columns = (down >= 0) & (down < size[0]), (across >= 0) & (across < size[1])
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def _optimized(

@@ -62,8 +62,14 @@ def _sides(patch: Patch, shape: Size) -> Size:
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
     if share is None or not 0 < float(share[1]) <= 100:
         raise InputError(f"patch {patch!r}: write 5% of the image's area, or 5x5 pixels")
-    # A share that means a whole side must not lose it to rounding.
-    side = math.floor(math.sqrt(float(share[1]) / 100 * shape[0] * shape[1]) + 1e-9)
-    if side < 1:
-        raise InputError(f"patch {patch}: less than one pixel of a {shape[0]}x{shape[1]} image; give more")
+    side = square(float(share[1]) / 100, shape)
     return side, side
+
+
+def square(share: float, shape: Size) -> int:
+    """The side of the largest square of at most this share of an image of ``shape``, in pixels. Raises InputError."""
+    # A share that means a whole side must not lose it to rounding.
+    side = math.floor(math.sqrt(share * shape[0] * shape[1] * (1 + 1e-6) + 1e-6))
+    if side < 1:
+        raise InputError(f"patch of {share:.3g} of the area: less than one pixel of {shape[0]}x{shape[1]}; give more")
+    return side

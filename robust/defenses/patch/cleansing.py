@@ -20,7 +20,7 @@ from robust.defenses.patch.masking import kept, masks
 from robust.errors import InputError
 from robust.models import evaluating
 
-_FIRST_LOOKS = 8
+_FIRST_LOOKS = 4
 
 
 class MaskedClassifier(nn.Module):
@@ -99,12 +99,11 @@ class MaskedClassifier(nn.Module):
     def strong_masks(self, images: Tensor, labels: Tensor) -> Tensor:
         """(N, masks): whether the image under this mask and any other reads as its label. All of them: certified."""
         looks = self._looks(images)
-        n, count = len(images), len(looks.keep)
-        image = torch.arange(n).repeat_interleave(count)
-        first = torch.arange(count).repeat(n)[:, None].expand(-1, count)
-        second = torch.arange(count)[None].expand(n * count, -1)
         with evaluating(self.model):
-            return looks.unanimous(image, first, second, labels.cpu()[image]).view(n, count)
+            single = looks.single()
+            n, count = single.shape[:2]
+            image, mask = torch.arange(n).repeat_interleave(count), torch.arange(count).repeat(n)
+            return self._second_round(looks, image, mask, labels.cpu()[image], single).view(n, count)
 
     def _looks(self, images: Tensor) -> _Looks:
         shape = (int(images.shape[-2]), int(images.shape[-1]))

@@ -28,6 +28,15 @@ def masks(shape: Size, patch: Size, count: int) -> list[Rectangle]:
     return [(top, left, height, width) for top in tops for left in lefts]
 
 
+def placed(place: Tensor, size: Size, shape: Size) -> Tensor:
+    """The pixels of one rectangle in each image, (N, 1, H, W); ``place`` (N,) counts along rows of placements."""
+    width = shape[1] - size[1] + 1
+    down = torch.arange(shape[0], device=place.device) - (place // width)[:, None]
+    across = torch.arange(shape[1], device=place.device) - (place % width)[:, None]
+    rows, columns = (down >= 0) & (down < size[0]), (across >= 0) & (across < size[1])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
 def kept(shape: Size, rectangles: list[Rectangle]) -> Tensor:
     """What each mask leaves of an image: (masks, 1, H, W), False under the mask."""
     found = torch.ones(len(rectangles), 1, *shape, dtype=torch.bool)

@@ -72,6 +72,7 @@ class Defense(ABC):
     source: ClassVar[str]
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     single_step: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True  # whether comparing FGSM with PGD says anything of this method
     measure: ClassVar[str] = "PGD-10"
     learns: ClassVar[bool] = False
 
@@ -122,6 +123,16 @@ class Defense(ABC):
     def robust_accuracy(self, held: Held, network: Network) -> float:
         """The cheap fixed measure that chooses the best epoch, a share."""
         return held.under_pgd(network)
+
+    def deployed(self, model: nn.Module, shape: tuple[int, int]) -> nn.Module:
+        """The trained ``model`` as it is meant to be used, on images of this height and width: itself, or behind a
+        defense that changes inference."""
+        return model
+
+    @property
+    def behind(self) -> str | None:
+        """What ``deployed`` puts the model behind, as ``--behind`` of `robust audit` writes it; None for nothing."""
+        return None
 
     @property
     def uses(self) -> int:

@@ -204,7 +204,7 @@ class _Run:
 
     def _guarded(self, last: bool) -> Gap | None:
         """Measure FGSM against PGD; where they parted, go back to the last good weights. None where not measured."""
-        if not self.defense.guard or not (self.defense.single_step or last):
+        if not (self.defense.guard and self.defense.guarded) or not (self.defense.single_step or last):
             return None
         gap = self.held.gap(self.network)
         if not self.guard.collapsed(gap):
