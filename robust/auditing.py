@@ -126,8 +126,7 @@ def audit(
     available = len(images)
     images = images.limited(limit, seed)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(request.device)
-    for threat in request.threats:
-        threat.check_shape(images.shape)
+    request = replace(request, threats=tuple(threat.fitted(images.shape) for threat in request.threats))
     if behind is not None:
         network = put_behind(behind, network, request.threats, images.shape[1:])
         name = f"{name or name_of(model)}, behind {behind}"

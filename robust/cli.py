@@ -53,7 +53,10 @@ def audit(
     data: Annotated[str, typer.Argument(help=DATA_HELP, metavar="[DATA]", show_default=False)] = "",
     threat: Annotated[
         list[str] | None,
-        typer.Option(help="Threat model NORM:EPS with NORM linf, l2, l1 or l0. Repeatable. Default: linf:8/255."),
+        typer.Option(
+            help="Threat model: NORM:EPS with NORM linf, l2, l1 or l0, or patch:AREA such as patch:5% or patch:7x7. "
+            "Repeatable. Default: linf:8/255."
+        ),
     ] = None,
     attacks: Annotated[
         list[str] | None,
@@ -223,14 +226,14 @@ def verify(
     "attacks", epilog="[bold]Examples[/bold]\n\nrobust attacks\n\nrobust attacks --norm l2 --knowledge decision"
 )
 def list_attacks(
-    norm: Annotated[str | None, typer.Option(help="Only attacks for this norm: linf, l2, l1 or l0.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Only attacks for this norm: linf, l2, l1, l0 or patch.")] = None,
     knowledge: Annotated[
         str | None, typer.Option(help="Only attacks with: none, white-box, score or decision.")
     ] = None,
 ) -> None:
     """List all attacks: our own, and those of ART and Foolbox by name."""
     for kind, value, valid in (
-        ("norm", norm, ("linf", "l2", "l1", "l0")),
+        ("norm", norm, ("linf", "l2", "l1", "l0", "patch")),
         ("knowledge", knowledge, ("none", "white-box", "score", "decision")),
     ):
         if value is not None and value not in valid:

@@ -53,9 +53,7 @@ def smallest(
             standing = bracket.high.isinf()
             _attempt(search, bracket, standing, torch.full_like(bracket.high, factor * threat.eps), 2 * _STEPS)
         for _ in range(_ROUNDS):
-            middle = (bracket.low + bracket.high) / 2
-            if threat.norm == "l0":
-                middle = middle.floor()
+            middle = threat.geometry.snap((bracket.low + bracket.high) / 2, images)
             worth = bracket.high.isfinite() & (middle > bracket.low)
             _attempt(search, bracket, worth, middle, _STEPS)
     return bracket
@@ -105,7 +103,7 @@ def _attempt(search: _Search, bracket: Bracket, chosen: Tensor, eps: Tensor, ste
 def _shrink(search: _Search, bracket: Bracket) -> None:
     """Draw the known adversarial images towards their originals by bisection along the line; forward passes only."""
     index = bracket.high.isfinite().nonzero().squeeze(1)
-    if not len(index) or search.threat.norm == "l0":
+    if not len(index) or search.threat.norm in ("l0", "patch"):  # which no step along the line makes shorter
         return
     images, labels, known = search.images[index], search.labels[index], bracket.adversarial[index]
     low, high = torch.zeros(len(index), device=images.device), torch.ones(len(index), device=images.device)

@@ -113,6 +113,7 @@ def harden(
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust)
     parts = _parts(train, validation, test, resize, seed)
     _check(network, parts, limit)
+    defense = defense.fitted(parts.train.shape)
     called = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
 
     def audited(subject: nn.Module, stage: str) -> AuditSummary:

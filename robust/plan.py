@@ -16,6 +16,7 @@ _STANDARD = {
     "l2": ("fgsm", "auto"),
     "l1": ("fgsm", "auto"),
     "l0": ("fgsm", "auto"),
+    "patch": ("fgsm", "auto"),
 }
 
 # Any one of these, as written in --attacks, is at least the standard list, where it has a form for the norm.
@@ -28,12 +29,14 @@ _SCORES = {
     "l2": (_NOISE, "square(queries=2000)", "simba(queries=2000)", "hopskipjump(queries=2000)"),
     "l1": (_NOISE, "square(queries=2000)", "simba(queries=2000)"),
     "l0": (_NOISE, "simba(queries=2000)", "foolbox:PointwiseAttack(queries=2000)"),
+    "patch": (_NOISE, "patch-search(queries=2000)"),
 }
 _LABELS = {
     "linf": (_NOISE, "rays(queries=2000)"),
     "l2": (_NOISE, "hopskipjump(queries=2000)"),
     "l1": (_NOISE,),
     "l0": (_NOISE, "foolbox:PointwiseAttack(queries=2000)"),
+    "patch": (_NOISE,),
 }
 
 # What shows how the model looks without BPDA, where its own gradients are known to be of no use.
@@ -45,21 +48,25 @@ _CONVERGED = {
     "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
     "l0": "fmn(steps=300)",
+    "patch": "pgd(steps=100, restarts=5, loss='margin')",
 }
 # The same where there are no gradients: more queries.
 _LONGER = {
     "scores": {
         "linf": "square(queries=5000)", "l2": "simba(queries=5000)", "l1": "simba(queries=5000)",
-        "l0": "simba(queries=5000)",
+        "l0": "simba(queries=5000)", "patch": "patch-search(queries=5000)",
     },
     "labels": {
         "linf": "rays(queries=5000)", "l2": "hopskipjump(queries=5000)", "l1": "noise(draws=1000)",
-        "l0": "foolbox:PointwiseAttack(queries=5000)",
+        "l0": "foolbox:PointwiseAttack(queries=5000)", "patch": "noise(draws=1000)",
     },
 }  # fmt: skip
 _OVER_DRAWS, _OVER_DRAWS_LONGER = "pgd-eot(steps=30, eot=1)", "pgd-eot(steps=60, eot=2)"
 _TRANSFER = {"linf": "transfer", "l2": "transfer"}
-_QUERIES = {"linf": "square(queries=500)", "l2": "square(queries=500)", "l1": "square(queries=500)"}
+_QUERIES = {
+    "linf": "square(queries=500)", "l2": "square(queries=500)", "l1": "square(queries=500)",
+    "patch": "patch-search(queries=500)",
+}  # fmt: skip
 SENTINEL_IMAGES = 100
 _ON = " on "
 

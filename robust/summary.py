@@ -17,7 +17,7 @@ from robust.places import write_text
 SCHEMA_VERSION = 1
 
 Verdict = Literal["sound", "suspect", "inconclusive"]
-Norm = Literal["linf", "l2", "l1", "l0"]
+Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 Status = Literal["done", "failed", "skipped", "unfinished"]
 
 

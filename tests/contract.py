@@ -64,11 +64,23 @@ def inside(adversarial: Tensor, images: Tensor, norm: str, eps: float | Tensor) 
     delta = points - centers
     if norm == "l0":
         length = np.count_nonzero(delta, axis=1).astype(float)
+    elif norm == "patch":
+        length = np.array([patch_area(change) for change in delta.reshape(images.shape)])
     else:
         length = np.linalg.norm(delta, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
     radius = torch.as_tensor(eps, dtype=torch.float64).expand(len(images)).numpy()
     held = (length <= radius * (1 + 1e-6) + 1e-6) & (points >= -1e-6).all(1) & (points <= 1 + 1e-6).all(1)
     return torch.from_numpy(held)
+
+
+def patch_area(delta: np.ndarray[Any, Any]) -> float:
+    """The share of the image's area that the smallest square holding every change (C, H, W) has, pixel by pixel."""
+    places = [(row, column) for _, row, column in np.argwhere(delta)]
+    if not places:
+        return 0.0
+    rows, columns = ({place[axis] for place in places} for axis in (0, 1))
+    side = max(max(rows) - min(rows), max(columns) - min(columns)) + 1
+    return side**2 / (delta.shape[1] * delta.shape[2])
 
 
 def batch(count: int, channels: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -97,7 +109,11 @@ def lies_in_ball_and_box(case: Case, norm: str) -> None:
             images = batch(count, channels)
             labels = predictions(model, images)
             scale = torch.linspace(1, 3, count)
-            for eps in (EPS[norm], scale * EPS[norm], {"linf": 0.9, "l2": 6.0, "l1": 40.0, "l0": 70.0}[norm]):
+            for eps in (
+                EPS[norm],
+                scale * EPS[norm],
+                {"linf": 0.9, "l2": 6.0, "l1": 40.0, "l0": 70.0, "patch": 0.9}[norm],
+            ):
                 found = case(eps, norm)(model, images, labels)
                 assert found.shape == images.shape
                 assert found.dtype == images.dtype
@@ -110,7 +126,7 @@ def keeps_float64_and_flat_images(case: Case, norm: str) -> None:
     model = Linear(weights, torch.zeros(3, dtype=torch.float64))
     images = torch.rand(5, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     labels = predictions(model, images)
-    if not case.flat:
+    if not case.flat or norm == "patch":
         with pytest.raises(InputError):
             case(EPS[norm], norm)(model, images, labels)
         return
@@ -351,7 +367,7 @@ def breaks_a_vulnerable_model(case: Case, norm: str) -> None:
 
 def targets_are_reached(case: Case, norm: str) -> None:
     model, images, labels = brightest_channel()
-    eps = {"linf": 0.06, "l2": 0.6, "l1": 8.0, "l0": 30.0}[norm]
+    eps = {"linf": 0.06, "l2": 0.6, "l1": 8.0, "l0": 30.0, "patch": 0.25}[norm]
     if not case.kind.targetable:
         with pytest.raises(InputError, match="target"):
             case(eps, norm)(model, images, labels, (labels + 1) % 3)
@@ -496,7 +512,7 @@ def _not_said(case: Case, norm: str, model: nn.Module, bad: Iterable[tuple[str, 
 
 def an_unknown_norm_is_said(case: Case, norm: str) -> None:
     model, images = net(), batch(2)
-    for other in {"l3", "linf", "l2", "l1", "l0"} - set(case.kind.norms):
+    for other in {"l3", "linf", "l2", "l1", "l0", "patch"} - set(case.kind.norms):
         with pytest.raises(InputError) as caught:
             case(EPS[norm], other)(model, images, predictions(model, images))
         assert all(name in str(caught.value) for name in case.kind.norms)

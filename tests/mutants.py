@@ -19,7 +19,7 @@ class Identity(Attack):
     """Returns its input."""
 
     name: ClassVar[str] = "identity"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0", "patch")
     knowledge: ClassVar[Knowledge] = "none"
     source: ClassVar[str] = "none"
 

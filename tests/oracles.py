@@ -14,7 +14,7 @@ from torch import Tensor, nn
 Vector = NDArray[np.float64]
 
 # A radius per norm that leaves room on both sides: attacks succeed on some images of TinyNet and fail on others.
-EPS = {"linf": 0.05, "l2": 0.4, "l1": 2.0, "l0": 6.0}
+EPS = {"linf": 0.05, "l2": 0.4, "l1": 2.0, "l0": 6.0, "patch": 4 / 36}
 
 
 class TinyNet(nn.Module):
@@ -128,6 +128,8 @@ def linear_gain(norm: str, slope: Vector, image: Vector, eps: float) -> float:
         for size, most in sorted(zip(np.abs(slope), room, strict=True), reverse=True):
             gain, left = gain + size * min(most, left), max(left - most, 0.0)
         return gain
+    if norm == "patch":
+        raise AssertionError("a patch needs the image's shape: see patch_gain")
     gains = np.sort(np.abs(slope) * room)[::-1]
     return float(gains[: int(eps)].sum())
 
@@ -143,6 +145,18 @@ def _l2_best(size: Vector, room: Vector, eps: float) -> Vector:
         middle = (low + high) / 2
         low, high = (middle, high) if np.linalg.norm(np.minimum(middle * size, room)) < eps else (low, middle)
     return np.asarray(np.minimum(low * size, room))
+
+
+def patch_gain(slope: Vector, image: Vector, side: int) -> float:
+    """The same for a patch: ``slope`` and ``image`` (C, H, W); every place of a square of ``side`` pixels is tried."""
+    gain = (np.abs(slope) * np.where(slope > 0, 1 - image, image)).sum(0)
+    height, width = gain.shape
+    rows, columns = min(side, height), min(side, width)
+    return max(
+        float(gain[top : top + rows, left : left + columns].sum())
+        for top in range(height - rows + 1)
+        for left in range(width - columns + 1)
+    )
 
 
 def brute_force_l0_gain(slope: Vector, image: Vector, count: int) -> float:
@@ -166,12 +180,16 @@ class Vulnerable:
 def vulnerable(norm: str, dtype: torch.dtype = torch.float32) -> Vulnerable:
     """Ten images (10, 3, 6, 6), four classes. Weights are alike in each half, so that coarse patterns work too."""
     generator = torch.Generator().manual_seed(1)
-    eps = {"linf": 0.1, "l2": 1.0, "l1": 8.0, "l0": 20.0}[norm]
+    eps = {"linf": 0.1, "l2": 1.0, "l1": 8.0, "l0": 20.0, "patch": 9 / 36}[norm]
     half = torch.tensor([1.0, 1, 1, -1, -1, -1], dtype=torch.float64)
     size = 1 + 0.3 * torch.rand(3, 6, 6, generator=generator, dtype=torch.float64)
     slope = (torch.tensor([1.0, -1, 1]).view(3, 1, 1) * half * size).reshape(-1)
     images = 0.4 + 0.2 * torch.rand(10, 108, generator=generator, dtype=torch.float64)
-    best = [linear_gain(norm, -slope.numpy(), image.numpy(), eps) for image in images]
+    if norm == "patch":
+        cube = (3, 6, 6)
+        best = [patch_gain(-slope.numpy().reshape(cube), image.numpy().reshape(cube), 3) for image in images]
+    else:
+        best = [linear_gain(norm, -slope.numpy(), image.numpy(), eps) for image in images]
     # Each image is moved along the weights to where the label leads by half of what the best attacker can take.
     lead = torch.tensor(best, dtype=torch.float64) / 2
     images = images + ((lead - (images - 0.5) @ slope) / (slope @ slope))[:, None] * slope

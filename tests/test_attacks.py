@@ -23,6 +23,7 @@ from robust.attacks import (
     Attack,
     Auto,
     HopSkipJump,
+    PatchSearch,
     RayS,
     SigmaZero,
     SimBA,
@@ -43,6 +44,7 @@ NATIVE = (
     Case("acg", ACG, {"steps": 10}, budgets=("restarts",)),
     Case("auto", Auto),
     Case("square", Square, {"queries": 80}, {"queries": 1000}, flat=False),
+    Case("patch-search", PatchSearch, {"queries": 80}, {"queries": 2000}, flat=False),
     Case("simba", SimBA, {"queries": 150}, {"queries": 1000}, flat=False),
     Case("simba-pixel", SimBA, {"queries": 150, "basis": "pixel"}, {"queries": 1000}, flat=False),
     Case("hopskipjump", HopSkipJump, {"queries": 200}, {"queries": 1000}),
@@ -85,7 +87,7 @@ def test_the_contract_catches(mutant: Case, caught_by: set[str]) -> None:
     assert contract.violations(mutant, "linf", checks) == caught_by
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0", "patch"])
 @pytest.mark.parametrize("weak", [mutants.IDENTITY, mutants.NOISE], ids=lambda case: case.name)
 def test_doing_nothing_and_guessing_fail_the_suite(weak: Case, norm: str) -> None:
     assert "breaks_a_vulnerable_model" in contract.violations(weak, norm)

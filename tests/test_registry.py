@@ -18,7 +18,8 @@ from robust.errors import InputError
 def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
     assert list(listed) == [
-        "noise", "fgsm", "pgd", "pgd-eot", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square", "simba",
+        "noise", "fgsm", "pgd", "pgd-eot", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square",
+        "patch-search", "simba",
         "hopskipjump", "rays", "transfer", "fab", "fab-t", "fmn",
         "ddn", "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
     ]  # fmt: skip
@@ -40,7 +41,7 @@ def test_adapted_attacks_are_complete_and_can_be_built():
     assert len([name for name in names if name.startswith("foolbox:")]) >= 40
     for info in listed:
         assert info.norms
-        assert set(info.norms) <= {"linf", "l2", "l1", "l0"}
+        assert set(info.norms) <= {"linf", "l2", "l1", "l0", "patch"}
         assert info.knowledge in ("none", "white-box", "score", "decision")
         assert info.source
         assert info.summary

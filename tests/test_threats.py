@@ -17,7 +17,7 @@ from robust.errors import InputError
 from robust.randomness import image_seeds
 from robust.threats import NORMS, ThreatModel
 
-ALL_NORMS = sorted(NORMS)
+ALL_NORMS = sorted(NORMS.keys() - {"patch"})  # which has its own tests, in test_patch_norm.py
 SHAPES = [(3, 6, 6), (1, 5, 7), (40,)]
 DTYPES = [torch.float32, torch.float64]
 fast = settings(max_examples=30, deadline=None)
@@ -420,6 +420,10 @@ class TestText:
             ("l2:1e-3", "l2", 1e-3),
             ("l2:128/255", "l2", 128 / 255),
             ("linf:0.5/255", "linf", 0.5 / 255),
+            ("patch:5%", "patch", 0.05),
+            ("patch:0.5%", "patch", 0.005),
+            ("patch:0.05", "patch", 0.05),
+            (" patch : 5 % ", "patch", 0.05),
         ],
     )
     def test_every_form(self, text: str, norm: str, eps: float) -> None:
@@ -448,6 +452,14 @@ class TestText:
             ("l2:1e999", "eps must be a number"),
             ("l0:2.5", "whole"),
             ("l0:1/3", "whole"),
+            ("patch:5", "did you mean patch:5% or, in pixels, patch:5x5"),
+            ("patch:120%", "at most 100%"),
+            ("patch:5x7", "a square"),
+            ("patch:0x0", "a square"),
+            ("patch:2.5x2.5", "NORM:EPS"),
+            ("patch:-5%", "at least 0"),
+            ("linf:5%", "only a patch"),
+            ("l2:5x5", "only a patch"),
         ],
     )
     def test_every_mistake_gets_one_line(self, text: str, says: str) -> None:
@@ -480,7 +492,15 @@ class TestText:
 class TestCheckShape:
     @pytest.mark.parametrize(
         ("text", "shape"),
-        [("linf:8/255", (3, 32, 32)), ("l2:0.5", (1, 1, 1)), ("l2:55", (3, 32, 32)), ("l0:783", (1, 28, 28))],
+        [
+            ("linf:8/255", (3, 32, 32)),
+            ("patch:5%", (3, 32, 32)),
+            ("patch:32x32", (3, 32, 64)),
+            ("patch:0", (1, 5, 5)),
+            ("l2:0.5", (1, 1, 1)),
+            ("l2:55", (3, 32, 32)),
+            ("l0:783", (1, 28, 28)),
+        ],
     )
     def test_accepts_what_leaves_images_apart(self, text: str, shape: tuple[int, int, int]) -> None:
         ThreatModel.parse(text).check_shape(shape)
@@ -493,6 +513,10 @@ class TestCheckShape:
             ("l1:3072", (3, 32, 32), "3072"),
             ("l0:784", (1, 28, 28), "784"),
             ("l2:128", (3, 32, 32), "128/255"),
+            ("patch:100%", (3, 32, 32), "32x32"),
+            ("patch:32x32", (3, 32, 32), "whole image"),
+            ("patch:33x33", (3, 32, 40), "larger than the images"),
+            ("patch:0.05%", (3, 32, 32), "0.098%"),
         ],
     )
     def test_rejects_what_covers_every_image(self, text: str, shape: tuple[int, int, int], widest: str) -> None:
@@ -502,3 +526,17 @@ class TestCheckShape:
         assert widest in message
         assert text in message
         assert "\n" not in message
+
+
+class TestFitted:
+    def test_a_side_in_pixels_becomes_a_share_of_the_area(self) -> None:
+        threat = ThreatModel.parse("patch:5x5").fitted((3, 20, 10))
+        assert (threat.norm, threat.eps, threat.text, threat.side) == ("patch", 25 / 200, "patch:5x5", None)
+        assert threat.fitted((3, 20, 10)) == threat
+
+    def test_until_then_it_may_be_the_whole_image(self) -> None:
+        assert ThreatModel.parse("patch:5x5").eps == 1
+
+    def test_all_others_stay(self) -> None:
+        for text in ("linf:8/255", "patch:5%"):
+            assert ThreatModel.parse(text).fitted((3, 32, 32)) == ThreatModel.parse(text)

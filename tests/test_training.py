@@ -38,7 +38,8 @@ EPS = 0.1
 
 def _small(name: str, **settings: Any) -> Defense:
     chosen = {"epochs": 2, "batch_size": 24, "precision": "float32", "device": "cpu", **settings}
-    return method(name)(f"linf:{EPS}", **chosen)
+    kind = method(name)
+    return kind("patch:2x2" if kind.norms == ("patch",) else f"linf:{EPS}", **chosen)
 
 
 class Linear(nn.Module):

@@ -11,6 +11,7 @@ from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
 from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.noise import UniformNoise
+from robust.attacks.patch_search import PatchSearch
 from robust.attacks.pgd import PGD
 from robust.attacks.pgd_eot import PGDEOT
 from robust.attacks.rays import RayS
@@ -32,6 +33,7 @@ __all__ = [
     "Auto",
     "AutoAttack",
     "HopSkipJump",
+    "PatchSearch",
     "RayS",
     "SigmaZero",
     "SimBA",

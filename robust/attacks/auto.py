@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robust.attacks import auto_dense, auto_l0, auto_l1
+from robust.attacks import auto_dense, auto_l0, auto_l1, auto_patch
 from robust.attacks.base import Attack, Goal, Knowledge, Model, check_classes, exact
 from robust.errors import unknown
 
@@ -26,8 +26,8 @@ class Auto(Attack):
 
     Success is read off the gradient's own forward pass, and a solved image leaves at once. With ``targets`` in the call
     only runs towards them are made, as many per phase as the phase has targets. How a run climbs, and the phases in
-    their order, stand in :mod:`robust.attacks.auto_dense` (linf and l2), :mod:`robust.attacks.auto_l1` and
-    :mod:`robust.attacks.auto_l0`.
+    their order, stand in :mod:`robust.attacks.auto_dense` (linf and l2), :mod:`robust.attacks.auto_l1`,
+    :mod:`robust.attacks.auto_l0` and :mod:`robust.attacks.auto_patch`.
 
     Settings:
         effort: ``quick``, ``standard`` or ``exhaustive``; the phases of each stand in ``EFFORT`` of those modules.
@@ -41,7 +41,7 @@ class Auto(Attack):
     effort: str = "standard"
 
     name: ClassVar[str] = "auto"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0", "patch")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "this project, after PMA, MM, MALT and A3"
     uses_lane: ClassVar[bool] = True
@@ -57,4 +57,6 @@ class Auto(Attack):
             return auto_l1.search(exact(model), images, goal, eps, logits, self.effort)
         if self.norm == "l0":
             return auto_l0.search(exact(model), images, goal, eps, logits, self.effort)
+        if self.norm == "patch":
+            return auto_patch.search(model, images, goal, eps, logits, self.effort)
         return auto_dense.search(model, self.geometry, images, goal, eps, seeds, logits, self.effort)

@@ -47,8 +47,9 @@ class Attack(ABC):
     ``adversarial = PGD(eps=8/255, steps=40)(model, images, labels)``
 
     Settings common to all:
-        eps: radius of the norm ball in [0, 1] pixel units, one number or one per image, shape (N,).
-        norm: ``linf``, ``l2``, ``l1`` or ``l0``; which of them an attack supports stands in ``norms``.
+        eps: radius of the norm ball in [0, 1] pixel units, for a patch its share of the area; one number or one per image,
+            shape (N,).
+        norm: ``linf``, ``l2``, ``l1``, ``l0`` or ``patch``; which of them an attack supports stands in ``norms``.
         seed: the same seed and images give the same result, however the images are batched.
 
     The call takes
@@ -104,6 +105,8 @@ class Attack(ABC):
             raise InputError(
                 f"images must be floats of shape (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}"
             )
+        if self.norm == "patch" and images.dim() != 4:
+            raise InputError(f"a patch needs images of shape (N, C, H, W), not {tuple(images.shape)}")
         if len(images) and not (images.min() >= -TOLERANCE and images.max() <= 1 + TOLERANCE):
             raise InputError(
                 f"images must lie in [0, 1], not [{images.min():.4g}, {images.max():.4g}]: divide 8-bit images by 255, "

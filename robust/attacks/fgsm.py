@@ -20,7 +20,7 @@ class FGSM(Attack):
     """
 
     name: ClassVar[str] = "fgsm"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0", "patch")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "Goodfellow et al., ICLR 2015"
     uses_lane: ClassVar[bool] = True

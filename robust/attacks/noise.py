@@ -20,7 +20,7 @@ class UniformNoise(Attack):
     draws: int = 10
 
     name: ClassVar[str] = "noise"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0", "patch")
     knowledge: ClassVar[Knowledge] = "none"
     source: ClassVar[str] = "baseline"
 

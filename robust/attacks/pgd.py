@@ -39,7 +39,7 @@ class PGD(Attack):
     loss: str = "ce"
 
     name: ClassVar[str] = "pgd"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0", "patch")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "Madry et al., ICLR 2018"
     uses_lane: ClassVar[bool] = True
@@ -88,7 +88,7 @@ class PGD(Attack):
                 points, gradient, aim = points[keep], gradient[keep], aim[keep]
             if step == self.steps or not len(index):
                 break
-            points = geometry.project(geometry.steepest(gradient, points, size), center, radius)
+            points = geometry.ascend(gradient, points, center, radius, size)
         return index
 
     def _size(self, radius: Tensor) -> Tensor:

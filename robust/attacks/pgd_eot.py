@@ -36,7 +36,7 @@ class PGDEOT(Attack):
     random_start: bool = True
 
     name: ClassVar[str] = "pgd-eot"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0", "patch")
     knowledge: ClassVar[Knowledge] = "white-box"
     source: ClassVar[str] = "Athalye et al., ICML 2018"
 
@@ -63,7 +63,7 @@ class PGDEOT(Attack):
             best[index[better]] = points[better]
             best_loss, best_votes = torch.where(better, values, best_loss), torch.where(better, votes, best_votes)
             if step < self.steps:
-                points = geometry.project(geometry.steepest(gradient, points, size), center, radius)
+                points = geometry.ascend(gradient, points, center, radius, size)
         return best
 
     def _mean(self, model: Model, points: Tensor, aim: Goal, last: bool) -> tuple[Tensor, Tensor, Tensor]:

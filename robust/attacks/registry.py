@@ -27,9 +27,9 @@ _SPELLING = re.compile(r"\s*([A-Za-z][\w:-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 class AttackInfo:
     """What an attack can do.
 
-    ``name``: as the command line takes it, such as ``pgd`` or ``art:HopSkipJump``. ``norms``: of linf, l2, l1, l0.
-    ``knowledge``: of the model: none, white-box (gradients), score (logits) or decision (the class). ``source``: the
-    paper. ``targetable``: whether it can aim at a class. ``summary``: one short line.
+    ``name``: as the command line takes it, such as ``pgd`` or ``art:HopSkipJump``. ``norms``: linf, l2, l1, l0 or
+    patch. ``knowledge``: of the model: none, white-box (gradients), score (logits) or decision (the class). ``source``:
+    the paper. ``targetable``: whether it can aim at a class. ``summary``: one short line.
     """
 
     name: str
@@ -71,6 +71,7 @@ _NATIVE = {
     "acg": _Native("acg", "ACG", "the same along conjugate directions, margin"),
     "auto": _Native("auto", "Auto", "the cascade: cheap steps on all, more targets and steps near the boundary"),
     "square": _Native("square", "Square", "random search over squares"),
+    "patch-search": _Native("patch_search", "PatchSearch", "random search for a patch: where to put it, what to paint"),
     "simba": _Native("simba", "SimBA", "one wave or value after another, kept where the loss rises"),
     "hopskipjump": _Native("hopskipjump", "HopSkipJump", "minimum norm: estimated gradients at the boundary"),
     "rays": _Native("rays", "RayS", "minimum norm: turns the signs of blocks of the shortest ray to another class"),

@@ -78,9 +78,13 @@ class Seen:
 
     def gradient(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> Tensor:
         """The loss's gradient at points of the images at ``index``, without NaN; what they show is noted."""
-        _, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
+        return self.slope(index, points, aim, loss)[1]
+
+    def slope(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
+        """The loss too, (n,)."""
+        values, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
         self._note(index, points, logits, fooled(self.model, points, self.goal[index], logits))
-        return gradient.nan_to_num()
+        return values, gradient.nan_to_num()
 
     def look(self, index: Tensor, points: Tensor) -> None:
         """A forward pass alone."""

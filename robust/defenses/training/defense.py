@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -149,6 +149,10 @@ class Defense(ABC):
     @property
     def peak_rate(self) -> float:
         return self.learning_rate or OPTIMIZERS[self.optimizer]
+
+    def fitted(self, shape: tuple[int, int, int]) -> Defense:
+        """The same for images of this (C, H, W) shape: a patch given in pixels becomes a share of their area."""
+        return replace(self, threat=self.ball.fitted(shape))
 
     def settings(self) -> dict[str, Any]:
         """All settings as plain data; functions by their representation."""
