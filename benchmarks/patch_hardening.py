@@ -11,7 +11,7 @@ and behind what it is meant for. Attacked accuracy is what stands after all of t
 - `auto` along the gradient of the votes, on the votes.
 
 Successes count only inside the threat model and on the judged classifier itself. A certified image that falls is an
-error and stops the run. A run that was stopped goes on with the next model that has no result yet.
+error and stops the run. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -88,24 +88,26 @@ def deployed(model: nn.Module, behind: str | None, chosen: argparse.Namespace) -
 
 
 def judged(chosen: argparse.Namespace, label: str, test: ImageSet, threat: ThreatModel) -> dict[str, Any]:
-    """Which test images are right, stand, and are certified; kept in a file."""
+    """Which test images are right, stand, and are certified; kept in a file, batch by batch."""
     file = chosen.out / f"{label.replace(', ', '-')}.json"
+    record: dict[str, Any] = {
+        "clean": [], "standing": [], "certified": [], "passes": [], "fell_to": {}, "processor": 0.0
+    }  # fmt: skip
     if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+        record = json.loads(file.read_text())
     name, behind = SUBJECTS[label]
     bare = trained(chosen, name)
     model = deployed(bare, behind, chosen)
-    record: dict[str, Any] = {"clean": [], "standing": [], "certified": [], "fell_to": {}, "passes": None}
-    start, passes = time.process_time(), []
-    for ids in batches(list(range(len(test))), chosen.batch):
+    for ids in batches(list(range(len(record["clean"]), len(test))), chosen.batch):
+        start = time.process_time()
         points, labels = test.batch(ids), test.labels[ids]
         with torch.no_grad():
             right = model(points).argmax(1) == labels
         certified = torch.zeros_like(right)
         if isinstance(model, CertifiesPatches):
             certificates = model.certify(points)
-            certified, passes = certificates.correct(labels), [*passes, *certificates.passes.tolist()]
+            certified = certificates.correct(labels)
+            record["passes"] += certificates.passes.tolist()
         standing = right.clone()
         for attack, claims in attempts(chosen, bare, model, points, labels, threat):
             broken = confirm(model, points, claims, labels, threat).broken & standing
@@ -116,10 +118,9 @@ def judged(chosen: argparse.Namespace, label: str, test: ImageSet, threat: Threa
         record["clean"] += right.tolist()
         record["standing"] += standing.tolist()
         record["certified"] += certified.tolist()
+        record["processor"] += time.process_time() - start
+        file.write_text(json.dumps(record) + "\n")
         print(f"{label}: {len(record['clean'])} images", file=sys.stderr, flush=True)
-    record["passes"] = sum(passes) / len(passes) if passes else None
-    record["processor"] = time.process_time() - start
-    file.write_text(json.dumps(record) + "\n")
     return record
 
 
@@ -146,7 +147,7 @@ def row(label: str, record: dict[str, Any], first: dict[str, Any]) -> str:
     pairs = list(zip(first["standing"], record["standing"], strict=True))
     p = mcnemar(pairs.count((True, False)), pairs.count((False, True)))
     certified = percent(record["certified"]) if record["passes"] else ""
-    passes = f"{record['passes']:.0f}" if record["passes"] else ""
+    passes = f"{sum(record['passes']) / len(record['passes']):.0f}" if record["passes"] else ""
     return (
         f"| {label} | {percent(record['clean'])} | {percent(record['standing'])} | {certified} | {p:.2g} | {passes} | "
         f"{'; '.join(f'{name}: {count}' for name, count in record['fell_to'].items())} | {record['processor']:.0f} |"

@@ -19,7 +19,7 @@ import torch
 from robust.batching import batches
 from robust.defenses.bounds import Unsupported, proving, trace
 from robust.defenses.bounds.regions import NORMS
-from robust.defenses.patch.certificates import CertifiesPatches, patch_size, square
+from robust.defenses.patch.certificates import CertifiesPatches, patch_size, window
 from robust.errors import RobustError
 from robust.ledger import Ledger, Run
 from robust.summary import CheckRecord
@@ -109,9 +109,9 @@ def _certify_patches(job: Job, threat: ThreatModel, ids: list[int]) -> tuple[lis
     model, shape = job.model, (job.data.shape[1], job.data.shape[2])
     if not isinstance(model, CertifiesPatches):
         return [], 0, "no proofs: the model is not behind masks or bands"
-    made_for, side = patch_size(model.patch, shape), square(threat.eps, shape)
-    if side > min(made_for):
-        return [], 0, f"no proofs: its defense is made for patches of {made_for[0]}x{made_for[1]}, not {side}x{side}"
+    (height, width), asked = patch_size(model.patch, shape), window(threat.eps, shape)
+    if asked[0] > height or asked[1] > width:
+        return [], 0, f"no proofs: its defense is made for patches of {height}x{width}, not {asked[0]}x{asked[1]}"
     found: list[int] = []
     job.progress.stage(f"{threat.text}  certificates", len(ids))
     for tried, part in enumerate(batches(ids, _BATCH)):
@@ -121,7 +121,7 @@ def _certify_patches(job: Job, threat: ThreatModel, ids: list[int]) -> tuple[lis
         certified = model.certify(images).correct(labels.cpu())
         found += [image for image, holds in zip(part, certified.tolist(), strict=True) if holds]
         job.progress.advance(len(part))
-    return found, len(ids), f"certificates of {type(model).__name__} for patches of {made_for[0]}x{made_for[1]}"
+    return found, len(ids), f"certificates of {type(model).__name__} for patches of {height}x{width}"
 
 
 def _batches(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from robust.errors import InputError
+from robust.patch_norm import window_size
 
 Size = tuple[int, int]
 Patch = int | Size | str
@@ -62,14 +63,15 @@ def _sides(patch: Patch, shape: Size) -> Size:
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
     if share is None or not 0 < float(share[1]) <= 100:
         raise InputError(f"patch {patch!r}: write 5% of the image's area, or 5x5 pixels")
-    side = square(float(share[1]) / 100, shape)
-    return side, side
+    return window(float(share[1]) / 100, shape)
 
 
-def square(share: float, shape: Size) -> int:
-    """The side of the largest square of at most this share of an image of ``shape``, in pixels. Raises InputError."""
-    # A share that means a whole side must not lose it to rounding.
-    side = math.floor(math.sqrt(share * shape[0] * shape[1] * (1 + 1e-6) + 1e-6))
-    if side < 1:
+def window(share: float, shape: Size) -> Size:
+    """Height and width in pixels of the largest square of at most this share of an image of ``shape``.
+
+    What the patch threat allows: cut off where the square is longer than the image. Raises InputError below one pixel.
+    """
+    rows, columns = window_size(share, torch.empty(1, 1, *shape))
+    if not int(rows):
         raise InputError(f"patch of {share:.3g} of the area: less than one pixel of {shape[0]}x{shape[1]}; give more")
-    return side
+    return int(rows), int(columns)

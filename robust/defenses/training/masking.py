@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust.defenses.patch.ablation import Ablation, BandSmoothing
-from robust.defenses.patch.certificates import Size, square
+from robust.defenses.patch.certificates import Size, window
 from robust.defenses.patch.cleansing import MaskedClassifier
 from robust.defenses.patch.masking import kept, masks
 from robust.defenses.training.batch import Batch, Network
@@ -57,8 +57,7 @@ class MaskTraining(_Certified):
     def attack(self, batch: Batch) -> Tensor:
         images = batch.images
         shape = (int(images.shape[2]), int(images.shape[3]))
-        side = square(batch.threat.eps, shape)
-        keep = kept(shape, masks(shape, (side, side), self.count)).to(images.device)
+        keep = kept(shape, masks(shape, window(batch.threat.eps, shape), self.count)).to(images.device)
         pairs = torch.randint(len(keep), (self.candidates, 2, len(images)), device=images.device)
         tried = [torch.where(keep[first] & keep[second], images, 0.5) for first, second in pairs]
         if len(tried) == 1:
@@ -73,7 +72,7 @@ class MaskTraining(_Certified):
         return f"masking(count={self.count})"
 
     def deployed(self, model: nn.Module, shape: Size) -> nn.Module:
-        return MaskedClassifier(model, square(self.ball.eps, shape), self.count)
+        return MaskedClassifier(model, window(self.ball.eps, shape), self.count)
 
 
 @dataclass(frozen=True)
@@ -108,5 +107,5 @@ class BandTraining(_Certified):
         return f'bands(size={self.size}, kind="{self.kind}", threshold={self.threshold:g})'
 
     def deployed(self, model: nn.Module, shape: Size) -> nn.Module:
-        side = square(self.ball.eps, shape)
-        return BandSmoothing(model, side, self.size, self.threshold, self.kind)  # type: ignore[arg-type]
+        size = window(self.ball.eps, shape)
+        return BandSmoothing(model, size, self.size, self.threshold, self.kind)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robust.defenses.patch.certificates import square
+from robust.defenses.patch.certificates import Size, window
 from robust.defenses.patch.masking import placed
 from robust.defenses.training.batch import Batch, Network
 from robust.defenses.training.defense import Defense
@@ -50,35 +50,34 @@ class OcclusionTraining(Defense):
     def attack(self, batch: Batch) -> Tensor:
         images = batch.images
         shape = (int(images.shape[2]), int(images.shape[3]))
-        side = square(batch.threat.eps, shape)
+        size = window(batch.threat.eps, shape)
         with batch.network.still():
-            inside = placed(self._places(batch, side), (side, side), shape)
+            inside = placed(self._places(batch, size), size, shape)
             points = torch.where(inside, torch.rand_like(images), images)
             for _ in range(self.steps):
                 (gradient,) = torch.autograd.grad(batch.cross_entropy(points.requires_grad_()), points)
                 points = torch.where(inside, points.detach() + self.step_size * gradient.sign(), images).clamp_(0, 1)
         return points
 
-    def _places(self, batch: Batch, side: int) -> Tensor:
+    def _places(self, batch: Batch, size: Size) -> Tensor:
         """Where each image's patch lies: (N,), counted along rows of placements."""
-        images, shape = batch.images, (int(batch.images.shape[2]), int(batch.images.shape[3]))
-        count = (shape[0] - side + 1) * (shape[1] - side + 1)
+        images = batch.images
+        count = (images.shape[2] - size[0] + 1) * (images.shape[3] - size[1] + 1)
         if self.candidates == 0:
             return torch.randint(count, (len(images),), device=images.device)
         leaf = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(batch.cross_entropy(leaf), leaf)
-        energy = F.avg_pool2d(gradient.square().sum(1, keepdim=True), side, stride=1).flatten(1)
+        energy = F.avg_pool2d(gradient.square().sum(1, keepdim=True), size, stride=1).flatten(1)
         places = energy.topk(min(self.candidates, count), 1).indices
         if places.shape[1] == 1:
             return places[:, 0]
         with torch.no_grad():
-            losses = torch.stack([self._gray(batch, place, side) for place in places.unbind(1)], 1)
+            losses = torch.stack([self._gray(batch, place, size) for place in places.unbind(1)], 1)
         return places.gather(1, losses.argmax(1, keepdim=True)).squeeze(1)
 
-    def _gray(self, batch: Batch, place: Tensor, side: int) -> Tensor:
+    def _gray(self, batch: Batch, place: Tensor, size: Size) -> Tensor:
         """Each image's loss with a gray square at its place, (N,)."""
-        shape = (int(batch.images.shape[2]), int(batch.images.shape[3]))
-        hidden = placed(place, (side, side), shape)
+        hidden = placed(place, size, (int(batch.images.shape[2]), int(batch.images.shape[3])))
         logits = batch.network(torch.where(hidden, 0.5, batch.images))
         return F.cross_entropy(logits, batch.labels, reduction="none")
 
