@@ -174,7 +174,8 @@ class _Looks:
         n, count = len(self.images), len(self.keep)
         image = torch.arange(n).repeat_interleave(count)
         mask = torch.arange(count).repeat(n)
-        return self._logits(image, mask, mask).view(n, count, -1)
+        found = self._logits(image, mask, mask)
+        return found.view(n, count, found.shape[1])
 
     def unanimous(self, image: Tensor, first: Tensor, second: Tensor, label: Tensor) -> Tensor:
         """Whether image ``image[q]`` is read as ``label[q]`` under all pairs ``first[q]``, ``second[q]``: (Q,) bool.
