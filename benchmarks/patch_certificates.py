@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust import ImageSet, load_data, load_model
-from robust.defenses.patch import DoubleMasking
+from robust.defenses.patch import MaskedClassifier
 from robust.defenses.patch.masking import masks
 from robust.stats import rate
 
@@ -80,7 +80,7 @@ def attacked(model: nn.Module, image: Tensor, label: Tensor, patch: int) -> Tens
 
 def report(name: str, model: nn.Module, data: ImageSet, patch: int, tried: int) -> None:
     images, labels = data.batch(range(len(data))), data.labels
-    early, whole = DoubleMasking(model, patch), DoubleMasking(model, patch, early=False)
+    early, whole = MaskedClassifier(model, patch), MaskedClassifier(model, patch, early=False)
     with torch.no_grad():
         plain = int((model(images).argmax(1) == labels).sum())
     began = time.process_time()

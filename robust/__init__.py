@@ -17,6 +17,8 @@ from robust.lazy import loader
 if TYPE_CHECKING:
     from robust.auditing import audit
     from robust.data import ImageSet, load_data
+    from robust.defenses.patch import BandSmoothing, MaskedClassifier
+    from robust.defenses.patch.certifying import certify_patches
     from robust.defenses.smoothing import SmoothedClassifier, certify
     from robust.errors import InputError, NoGradientError, RobustError
     from robust.hardening import harden
@@ -30,15 +32,18 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AuditSummary": "summary",
+    "BandSmoothing": "defenses.patch",
     "ImageSet": "data",
     "InputError": "errors",
     "Ledger": "ledger",
+    "MaskedClassifier": "defenses.patch",
     "NoGradientError": "errors",
     "RobustError": "errors",
     "SmoothedClassifier": "defenses.smoothing",
     "ThreatModel": "threats",
     "audit": "auditing",
     "certify": "defenses.smoothing",
+    "certify_patches": "defenses.patch.certifying",
     "harden": "hardening",
     "load_data": "data",
     "load_model": "models",
@@ -46,8 +51,9 @@ _HOME = {
 }
 
 __all__ = [
-    "AuditSummary", "ImageSet", "InputError", "Ledger", "NoGradientError", "RobustError", "SmoothedClassifier",
-    "ThreatModel", "audit", "certify", "harden", "load_data", "load_model", "write_report",
+    "AuditSummary", "BandSmoothing", "ImageSet", "InputError", "Ledger", "MaskedClassifier", "NoGradientError",
+    "RobustError", "SmoothedClassifier", "ThreatModel", "audit", "certify", "certify_patches", "harden", "load_data",
+    "load_model", "write_report",
 ]  # fmt: skip
 
 

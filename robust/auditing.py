@@ -18,7 +18,8 @@ from robust.corrupting import Grid, check_baseline, load_baseline, run_corruptio
 from robust.corruptions.apply import check_size
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
-from robust.describing import describe_data, describe_model
+from robust.defenses.patch.behind import put_behind
+from robust.describing import describe_data, describe_model, name_of
 from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
@@ -73,6 +74,7 @@ def audit(
     trust: bool = False,
     bpda: Sequence[str] | Mapping[str, Backward] = (),
     baseline: ModelSource | None = None,
+    behind: str | None = None,
     name: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
@@ -107,6 +109,9 @@ def audit(
             only on the untouched model.
         baseline: what corruption errors are relative to: a model, or the path of an `audit.json` or its folder, of
             another model audited for corruptions on the same images with the same seed.
+        behind: audit the model behind a defense that changes inference, made for the largest patch among the threats:
+            ``masking`` or ``bands`` (see :func:`robust.defenses.patch.behind.put_behind`). Its certificates are the
+            lower bound.
         name: what to call the model in the report.
 
     Returns:
@@ -120,7 +125,7 @@ def audit(
     request = Request(
         threats=asked, corruptions=severities, attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),
-        effort=check_effort(effort, attacks),
+        effort=check_effort(effort, attacks), behind=behind,
     )  # fmt: skip
     check_attacks(request, bool(surrogates))
     check_budget(budget)
@@ -132,6 +137,9 @@ def audit(
     request = replace(request, threats=tuple(threat.fitted(images.shape) for threat in request.threats))
     if severities:
         check_size(*images.shape[1:])
+    if behind is not None:
+        network = put_behind(behind, network, request.threats, images.shape[1:])
+        name = f"{name or name_of(model)}, behind {behind}"
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
@@ -226,7 +234,7 @@ def _open_ledger(
         "model": model.sha256, "data": data.sha256, "threats": [threat.text for threat in request.threats],
         # The standard list by its names, so that an audit is not gone on with by another version's list.
         "attacks": _names(request, "gradients"), "seed": request.seed, "precision": request.precision,
-        "bpda": list(fronts) or None,
+        "bpda": list(fronts) or None, "behind": request.behind,
         "surrogates": [identify(surrogate) for surrogate in surrogates] or None, "choice of corruptions": grid.identity,
     }  # fmt: skip
     path = None if request.out is None else request.out / LEDGER
@@ -296,6 +304,7 @@ def verify_audit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     trust: bool = False,
+    behind: str | None = None,
 ) -> dict[str, Replay]:
     """Run every stored adversarial image of the audit in ``folder`` again; the outcome per threat model.
 
@@ -303,6 +312,9 @@ def verify_audit(
     """
     summary = AuditSummary.read(Path(folder) / SUMMARY)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place := choose_device(device))
+    if behind is not None:
+        found = [ThreatModel(result.threat.norm, result.threat.eps) for result in summary.threats]
+        network = put_behind(behind, network, found, summary.data.shape[1:])
     if identify(network) != summary.model.sha256:
         raise InputError(f"{folder}: audited another model ({summary.model.name}); its weights differ from these")
     with Ledger.open(Path(folder) / LEDGER) as ledger:

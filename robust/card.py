@@ -49,6 +49,13 @@ def write_card(
             "images": after.data.n,
             "clean": _change(before.clean_accuracy, after.clean_accuracy, clean),
             "robust": _change(before.threats[0].robust_accuracy, after.threats[0].robust_accuracy, robust),
+            "certified": {
+                stage: None if found is None else found.model_dump()
+                for stage, found in (
+                    ("before", before.threats[0].certified_accuracy),
+                    ("after", after.threats[0].certified_accuracy),
+                )
+            },
             "verdict": {"before": before.verdict, "after": after.verdict},
         },
         "remarks": [*history.remarks, *parts.remarks, *_remarks(defense, before, after, robust)],
@@ -105,6 +112,10 @@ def _readme(card: dict[str, Any]) -> str:
         f"| {label} | {_rate(figures[key]['before'])} | {_rate(figures[key]['after'])} | {figures[key]['p']:.2g} |"
         for key, label in (("clean", "clean, unattacked"), ("robust", f"robust, {card['threat']}"))
     )
+    certified = figures["certified"]
+    if any(certified.values()):
+        shown = (_rate(found) if found else "none" for found in certified.values())
+        rows += f"\n| certified, {card['threat']} | {' | '.join(shown)} | |"
     data = "\n".join(f"- {kind}: {part['name']}, {part['n']:,} images" for kind, part in card["data"].items())
     settings = ", ".join(f"{name}={value}" for name, value in method["settings"].items() if value is not None)
     remarks = "\n".join(f"- {remark}" for remark in card["remarks"]) or "- none"

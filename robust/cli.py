@@ -119,6 +119,13 @@ def audit(
             "Repeatable."
         ),
     ] = None,
+    behind: Annotated[
+        str | None,
+        typer.Option(
+            help="Audit the model behind a defense against the largest patch of the threats, whose certificates are "
+            "the lower bound: masking (PatchCleanser) or bands."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print audit.json on standard output.")] = False,
 ) -> None:
     """Attack a classifier on labeled images, and report how often it can be fooled.
@@ -139,7 +146,14 @@ def audit(
     from robust.progress import terminal_progress
 
     folder = out or folder_of(
-        "robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()), *([baseline] if baseline else ())
+        "robust-audits",
+        model,
+        data,
+        list(threats),
+        seed,
+        limit,
+        *(surrogate or ()),
+        *(given for given in (baseline, behind) if given),
     )
 
     def run(folder: Path) -> AuditSummary:
@@ -148,7 +162,8 @@ def audit(
                 model, data, threats, attacks=attacks, surrogates=surrogate or (), limit=limit, seed=seed,
                 device=device, batch_size=batch_size, budget=seconds, effort=effort, precision=precision,
                 out=folder, weights=weights, mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size,
-                trust=trust, bpda=bpda or (), baseline=baseline, command=command_line(), progress=progress,
+                trust=trust, bpda=bpda or (), baseline=baseline, behind=behind, command=command_line(),
+                progress=progress,
             )  # fmt: skip
 
     try:
@@ -199,6 +214,7 @@ def verify(
     std: Annotated[str | None, typer.Option(help="Channel deviations of the model's normalization.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     trust: Annotated[bool, typer.Option("--trust", help="Load a pickled checkpoint, which can run any code.")] = False,
+    behind: Annotated[str | None, typer.Option(help="The defense that was audited, as in `robust audit`.")] = None,
 ) -> None:
     """Run every stored adversarial image of an audit again on the model, in float32."""
     summary = _read_summary(folder)
@@ -217,6 +233,7 @@ def verify(
         mean=numbers_of("--mean", mean),
         std=numbers_of("--std", std),
         trust=trust,
+        behind=behind,
     )
     failed = 0
     for result in summary.threats:

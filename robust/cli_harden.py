@@ -14,15 +14,18 @@ from robust.places import stem_of
 
 _METHOD_HELP = (
     "pgd, trades, mart, free, fast, nfgsm; gaussian, smoothadv, consistency (to be smoothed); distillation (masks "
-    "gradients). With its own settings: 'trades(beta=6)'."
+    "gradients); against patches roa, and masking and bands, to be used behind them. Default: pgd, or roa. With its "
+    "own settings: 'trades(beta=6)'."
 )
 
 
 def harden(
     model: Annotated[str, typer.Argument(help="As for `robust audit`; must have weights to train.", metavar="MODEL")],
     data: Annotated[str, typer.Argument(help="Training images, as for `robust audit`.", metavar="DATA")],
-    method: Annotated[str, typer.Option(help=_METHOD_HELP)] = "pgd",
-    threat: Annotated[str, typer.Option(help="What to withstand: NORM:EPS with NORM linf, l2 or l1.")] = "linf:8/255",
+    method: Annotated[str | None, typer.Option(help=_METHOD_HELP)] = None,
+    threat: Annotated[
+        str, typer.Option(help="What to withstand: NORM:EPS with NORM linf, l2 or l1, or patch:5%.")
+    ] = "linf:8/255",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     out: Annotated[
         Path | None, typer.Option(help="Folder for all that is made. Default: robust-hardened/NAME-METHOD.")
@@ -76,7 +79,7 @@ def harden(
     from robust.hardening import harden as run
     from robust.progress import terminal_progress
 
-    folder = out or Path("robust-hardened") / f"{stem_of(model)}-{_named(method)}"
+    folder = out or Path("robust-hardened") / f"{stem_of(model)}-{_named(method or threat)}"
     try:
         with terminal_progress() as progress:
             result = run(

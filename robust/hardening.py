@@ -39,7 +39,10 @@ DEFAULT_LIMIT = 500
 
 @dataclass(frozen=True)
 class Hardening:
-    """What `harden` gives back: the hardened model in eval mode, its training, both audits, and the model card."""
+    """What `harden` gives back: the hardened model in eval mode, its training, both audits, and the model card.
+
+    ``model`` is ready for use: behind masks or bands where the method trains for them.
+    """
 
     model: nn.Module
     history: History
@@ -55,7 +58,7 @@ def harden(
     validation: Any = None,
     test: Any = None,
     *,
-    method: str | Defense = "pgd",
+    method: str | Defense | None = None,
     threat: str | ThreatModel = "linf:8/255",
     out: str | Path,
     limit: int | None = DEFAULT_LIMIT,
@@ -80,7 +83,8 @@ def harden(
         train, validation, test: images with labels, as :func:`robust.load_data` takes them. Validation chooses the best
             epoch, test is what both audits are made on. Where one is not given, a tenth of each class of the training
             images is held out for it.
-        method: a name such as ``"trades"`` or ``"trades(beta=6)"``, or a defense with all of its settings.
+        method: a name such as ``"trades"`` or ``"trades(beta=6)"``, or a defense with all of its settings; by default
+            ``pgd``, against a patch ``roa``. What a method trains for use behind masks or bands is audited behind them.
         settings: those of :class:`robust.defenses.training.defense.Defense`, such as ``epochs=30``.
         out: folder for weights.safetensors, card.json, README.md, history.json, report.html and both audits. The same
             call there goes on where it was stopped.
@@ -95,6 +99,7 @@ def harden(
     """
     progress = progress or Silent()
     (threat,) = parse_threats([threat])
+    method = method or ("roa" if threat.norm == "patch" else "pgd")
     defense = method if isinstance(method, Defense) else build_defense(
         method, threat, {"seed": seed, "device": device, **settings}
     )  # fmt: skip
@@ -108,6 +113,7 @@ def harden(
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust)
     parts = _parts(train, validation, test, resize, seed)
     _check(network, parts, limit)
+    defense = defense.fitted(parts.train.shape)
     called = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
 
     def audited(subject: nn.Module, stage: str) -> AuditSummary:
@@ -121,17 +127,18 @@ def harden(
     hardened = defense.fit(network, parts.train, parts.validation, out=folder / TRAINING, progress=progress)
     hardened.history.write(folder / "history.json")
     _save(hardened.model, folder / WEIGHTS)
-    after = audited(hardened.model, AFTER)
+    deployed = defense.deployed(hardened.model, parts.test.shape[1:])
+    after = audited(deployed, AFTER)
     masking = _masking(defense, network, parts, temperatures, folder, progress)
     with Ledger.open(folder / BEFORE / LEDGER) as first, Ledger.open(folder / AFTER / LEDGER) as second:
         clean, robust = paired_clean(first, second), paired_robust(first, second, threat.text)
     card = write_card(
         folder, defense=defense, name=called, before=before, after=after, clean=clean, robust=robust,
         history=hardened.history, parts=parts, masking=masking, weights=identify(hardened.model), command=command,
-        use=_use(model, network, train if test is None else test, threat, folder),
+        use=_use(model, network, train if test is None else test, defense, folder),
     )  # fmt: skip
     write_hardening_report(card, hardened.history.record(), before, after, folder / REPORT)
-    return Hardening(hardened.model, hardened.history, before, after, card, folder)
+    return Hardening(deployed, hardened.history, before, after, card, folder)
 
 
 def _masking(
@@ -220,11 +227,13 @@ def _save(model: nn.Module, file: Path) -> None:
         save_file(weights, partial, {"format": "pt"})
 
 
-def _use(model: Any, network: nn.Module, data: Any, threat: ThreatModel, folder: Path) -> str:
+def _use(model: Any, network: nn.Module, data: Any, defense: Defense, folder: Path) -> str:
     """The command that audits the hardened model again."""
     named = str(model) if isinstance(model, (str, Path)) else "FILE.py:NAME"
     shown = str(data) if isinstance(data, (str, Path)) else "DATA"
-    text = f"robust audit {named} {shown} --weights {folder / WEIGHTS} --threat {threat.text}"
+    text = f"robust audit {named} {shown} --weights {folder / WEIGHTS} --threat {defense.ball.text}"
+    if defense.behind:
+        text += f" --behind '{defense.behind}'"
     if isinstance(network, Normalized):
         for option, numbers in (("mean", network.mean), ("std", network.std)):
             text += f" --{option} {','.join(f'{number:.6g}' for number in numbers.flatten().tolist())}"

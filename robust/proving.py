@@ -19,6 +19,7 @@ import torch
 from robust.batching import batches
 from robust.defenses.bounds import Unsupported, proving, trace
 from robust.defenses.bounds.regions import NORMS
+from robust.defenses.patch.certificates import CertifiesPatches, patch_size, window
 from robust.errors import RobustError
 from robust.ledger import Ledger, Run
 from robust.summary import CheckRecord
@@ -85,6 +86,8 @@ def stop_if_contradicted(ledger: Ledger, threat: ThreatModel) -> None:
 
 def _prove(job: Job, threat: ThreatModel, ids: list[int]) -> tuple[list[int], int, str]:
     """The proven images, how many were tried, and a remark."""
+    if threat.norm == "patch":
+        return _certify_patches(job, threat, ids)
     if threat.norm not in NORMS:
         return [], 0, f"no bounds for {threat.norm}"
     job.progress.stage(f"{threat.text}  bounds", len(ids))
@@ -99,6 +102,26 @@ def _prove(job: Job, threat: ThreatModel, ids: list[int]) -> tuple[list[int], in
     rest = batches(ids[tried:], _BATCH)
     more, also, note = _batches(job, threat, network, rest, _MULTIPLE * expected, patient=False)
     return pilot + more, tried + also, note
+
+
+def _certify_patches(job: Job, threat: ThreatModel, ids: list[int]) -> tuple[list[int], int, str]:
+    """The same by the model's own certificates: those of a defense that it stands behind. A bare model has none."""
+    model, shape = job.model, (job.data.shape[1], job.data.shape[2])
+    if not isinstance(model, CertifiesPatches):
+        return [], 0, "no proofs: the model is not behind masks or bands"
+    (height, width), asked = patch_size(model.patch, shape), window(threat.eps, shape)
+    if asked[0] > height or asked[1] > width:
+        return [], 0, f"no proofs: its defense is made for patches of {height}x{width}, not {asked[0]}x{asked[1]}"
+    found: list[int] = []
+    job.progress.stage(f"{threat.text}  certificates", len(ids))
+    for tried, part in enumerate(batches(ids, _BATCH)):
+        if job.out_of_time:
+            return found, tried * _BATCH, "stopped: the budget ran out"
+        images, labels = job.load(part)
+        certified = model.certify(images).correct(labels.cpu())
+        found += [image for image, holds in zip(part, certified.tolist(), strict=True) if holds]
+        job.progress.advance(len(part))
+    return found, len(ids), f"certificates of {type(model).__name__} for patches of {height}x{width}"
 
 
 def _batches(

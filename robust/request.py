@@ -32,6 +32,7 @@ class Request:
     out: Path | None
     precision: str
     effort: str
+    behind: str | None = None
 
 
 def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robust.defenses.patch import BandSmoothing, DoubleMasking
-from robust.defenses.patch.masking import cover, masks
+from robust.defenses.patch import BandSmoothing, MaskedClassifier, patch_size
+from robust.defenses.patch.attacking import cleansing_attack
+from robust.defenses.patch.masking import cover, kept, masks
 from robust.errors import InputError
 
 SIDE = 4
@@ -67,7 +68,7 @@ def test_no_patch_turns_what_double_masking_certifies(patch: int | tuple[int, in
     height, width = (patch, patch) if isinstance(patch, int) else patch
     images, certified, turned = binary_images(6), 0, 0
     for seed, bias in itertools.product(range(3), (0.0, 3.0)):
-        defended = DoubleMasking(Reader(seed, bias), patch, count=2)
+        defended = MaskedClassifier(Reader(seed, bias), patch, count=2)
         found = defended.certify(images)
         assert torch.equal(found.predicted, defended(images).argmax(1))
         for image, label, holds in zip(images, found.predicted, found.certified, strict=True):
@@ -116,7 +117,7 @@ def test_ties_and_margins_of_ablations_by_hand() -> None:
 @given(st.integers(0, 2**16), st.sampled_from([0.0, 1.0, 3.0]))
 def test_stopping_early_changes_no_verdict_and_saves_passes(seed: int, bias: float) -> None:
     images, model = binary_images(10), Reader(seed, bias)
-    early, whole = DoubleMasking(model, 1, count=3), DoubleMasking(model, 1, count=3, early=False)
+    early, whole = MaskedClassifier(model, 1, count=3), MaskedClassifier(model, 1, count=3, early=False)
     for quick, slow in ((early.predict(images), whole.predict(images)), (early.certify(images), whole.certify(images))):
         assert torch.equal(quick.predicted, slow.predicted)
         assert torch.equal(quick.certified, slow.certified)
@@ -128,9 +129,9 @@ def test_stopping_early_changes_no_verdict_and_saves_passes(seed: int, bias: flo
 def test_bad_settings_are_named() -> None:
     model, image = Reader(0, 0.0), torch.rand(1, 1, 4, 4)
     for make, name in (
-        (lambda: DoubleMasking(model, 1, count=1), "count"),
-        (lambda: DoubleMasking(model, 1, fill=2.0), "fill"),
-        (lambda: DoubleMasking(model, 5).certify(image), "patch"),
+        (lambda: MaskedClassifier(model, 1, count=1), "count"),
+        (lambda: MaskedClassifier(model, 1, fill=2.0), "fill"),
+        (lambda: MaskedClassifier(model, 5).certify(image), "patch"),
         (lambda: BandSmoothing(model, 0).certify(image), "patch"),
         (lambda: BandSmoothing(model, 1, kind="column"), "columns"),  # type: ignore[arg-type]
         (lambda: BandSmoothing(model, 1, size=0), "size"),
@@ -138,3 +139,80 @@ def test_bad_settings_are_named() -> None:
     ):
         with pytest.raises(InputError, match=name):
             make()
+
+
+def as_written(model: nn.Module, image: Tensor, patch: int, count: int) -> int:
+    """Algorithm 1 line by line: one view at a time, no stopping but where it says so."""
+    keep = kept((SIDE, SIDE), masks((SIDE, SIDE), (patch, patch), count))
+
+    def read(*chosen: Tensor) -> int:
+        left = torch.stack(chosen).all(0)
+        return int(model(torch.where(left, image, 0.5)[None]).argmax(1))
+
+    first = [read(mask) for mask in keep]
+    majority = max(sorted(set(first)), key=first.count)
+    if len(set(first)) == 1:
+        return majority
+    for mask, label in zip(keep, first, strict=True):
+        if label != majority and {read(mask, other) for other in keep} == {label}:
+            return label
+    return majority
+
+
+def test_the_masked_classifier_is_the_published_algorithm() -> None:
+    rescued = 0
+    for seed, bias, count in itertools.product(range(6), (0.0, 2.0), (2, 3)):
+        model, images = Reader(seed, bias), torch.rand(12, 1, SIDE, SIDE)
+        defended = MaskedClassifier(model, 1, count=count)
+        wanted = [as_written(model, image, 1, count) for image in images]
+        scores = defended(images)
+        assert scores.argmax(1).tolist() == wanted
+        assert defended.predict(images).predicted.tolist() == wanted
+        majority = torch.tensor([_majority(model, image, count) for image in images])
+        rescued += int((torch.tensor(wanted) != majority).sum())
+    assert rescued > 10, "the second round must overrule some majority"
+
+
+def _majority(model: nn.Module, image: Tensor, count: int) -> int:
+    keep = kept((SIDE, SIDE), masks((SIDE, SIDE), (1, 1), count))
+    return int(model(torch.where(keep, image, 0.5)).argmax(1).mode().values)
+
+
+def test_gradients_see_through_the_masks_and_through_the_votes() -> None:
+    """One step along the gradient lowers the mean margin of the views, and the gradient reaches every pixel."""
+    model, images = Reader(1, 0.0), torch.rand(5, 1, SIDE, SIDE)
+    for defended in (MaskedClassifier(model, 1, count=2), BandSmoothing(model, 1, 1)):
+        leaf = images.clone().requires_grad_()
+        scores = defended(leaf)
+        own = scores.argmax(1, keepdim=True)
+        (gradient,) = torch.autograd.grad(scores.gather(1, own).sum(), leaf)
+        assert (gradient.flatten(1).abs().sum(1) > 0).all()
+        assert all(parameter.grad is None for parameter in defended.parameters())
+
+
+def test_the_attack_that_knows_the_masks_never_turns_a_certified_image_and_turns_others() -> None:
+    images, kinds = torch.rand(24, 1, SIDE, SIDE), {True: 0, False: 0}
+    for seed, bias in itertools.product(range(3), (0.0, 3.0)):
+        defended = MaskedClassifier(Reader(seed, bias), 2, count=2)
+        found = defended.certify(images)
+        labels = found.predicted
+        points = cleansing_attack(defended, images, labels, steps=10)
+        changed = (points != images).any(1).flatten(1)
+        rows, columns = changed.view(-1, SIDE, SIDE).any(2).sum(1), changed.view(-1, SIDE, SIDE).any(1).sum(1)
+        assert max(int(rows.max()), int(columns.max())) <= 2
+        assert torch.equal(points, points.clamp(0, 1))
+        turned = defended(points).argmax(1) != labels
+        assert not (turned & found.certified).any()
+        kinds[True] += int(found.certified.sum())
+        kinds[False] += int(turned.sum())
+        assert torch.equal(defended.strong_masks(images, labels).all(1), found.certified)
+    assert min(kinds.values()) >= 5
+
+
+def test_sizes_of_patches() -> None:
+    assert patch_size("5%", (32, 32)) == (7, 7)
+    assert patch_size("25%", (32, 32)) == (16, 16)
+    assert patch_size("5x7", (32, 32)) == (5, 7)
+    for text in ("0%", "120%", "5", "0.01%", "33x2"):
+        with pytest.raises(InputError, match="patch"):
+            patch_size(text, (32, 32))

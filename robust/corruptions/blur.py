@@ -17,7 +17,8 @@ def defocus_blur(images: Tensor, constants: Row, draws: Draws) -> Tensor:
     side = kernel.shape[-1]
     fits = min(side, 2 * min(images.shape[-2:]) - 1)
     cut = (side - fits) // 2
-    return filter2d(images, kernel[:, cut : side - cut, cut : side - cut], "reflect", normalized=True)
+    blurred: Tensor = filter2d(images, kernel[:, cut : side - cut, cut : side - cut], "reflect", normalized=True)
+    return blurred
 
 
 def disk(radius: float, sigma: float) -> Tensor:

@@ -20,7 +20,8 @@ def smoothed(images: Tensor, sigma: float, border: str = "replicate") -> Tensor:
     if reach == 0:
         return images
     size = 2 * reach + 1
-    return gaussian_blur2d(images, (size, size), (sigma, sigma), border)
+    blurred: Tensor = gaussian_blur2d(images, (size, size), (sigma, sigma), border)
+    return blurred
 
 
 def picked(images: Tensor, index: Tensor) -> Tensor:

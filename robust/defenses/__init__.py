@@ -22,27 +22,33 @@ if TYPE_CHECKING:
     from robust.defenses.training.free import FreeAdversarialTraining
     from robust.defenses.training.gaussian import GaussianTraining
     from robust.defenses.training.mart import MART
+    from robust.defenses.training.masking import BandTraining, MaskTraining
     from robust.defenses.training.nfgsm import NFGSM
     from robust.defenses.training.pgd import PGDAdversarialTraining
+    from robust.defenses.training.roa import OcclusionTraining
     from robust.defenses.training.smoothadv import SmoothAdv
     from robust.defenses.training.trades import TRADES
 
 _HOME = {
+    "BandTraining": "training.masking",
     "ConsistencyTraining": "training.consistency",
     "DefensiveDistillation": "training.distillation",
     "FastAdversarialTraining": "training.fast",
     "FreeAdversarialTraining": "training.free",
     "GaussianTraining": "training.gaussian",
     "MART": "training.mart",
+    "MaskTraining": "training.masking",
     "NFGSM": "training.nfgsm",
+    "OcclusionTraining": "training.roa",
     "PGDAdversarialTraining": "training.pgd",
     "SmoothAdv": "training.smoothadv",
     "TRADES": "training.trades",
 }
 
 __all__ = [
-    "MART", "NFGSM", "TRADES", "ConsistencyTraining", "DefensiveDistillation", "FastAdversarialTraining",
-    "FreeAdversarialTraining", "GaussianTraining", "PGDAdversarialTraining", "SmoothAdv",
+    "MART", "NFGSM", "TRADES", "BandTraining", "ConsistencyTraining", "DefensiveDistillation",
+    "FastAdversarialTraining", "FreeAdversarialTraining", "GaussianTraining", "MaskTraining", "OcclusionTraining",
+    "PGDAdversarialTraining", "SmoothAdv",
 ]  # fmt: skip
 
 

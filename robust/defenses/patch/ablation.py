@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.defenses.patch.certificates import Certificates, Size, patch_size
+from robust.defenses.patch.certificates import Certificates, Patch, Size, patch_size
 from robust.errors import InputError, unknown
 from robust.models import evaluating
 
@@ -21,7 +21,9 @@ KINDS = ("columns", "rows", "blocks")
 
 
 @dataclass(eq=False)
-class _Ablation:
+class Ablation:
+    """Everything but ``size`` columns, rows, or a block of that side, replaced by ``fill``."""
+
     kind: str
     size: int
     fill: float
@@ -36,25 +38,27 @@ class _Ablation:
         tall, wide = (min(side + self.size - 1, whole) for side, whole in zip(patch, shape, strict=True))
         return {"columns": wide, "rows": tall, "blocks": tall * wide}[self.kind]
 
-    def apply(self, images: Tensor, start: Size) -> Tensor:
-        """Everything but one band or block, wrapped around, replaced by the fill."""
+    def apply(self, images: Tensor, starts: Tensor) -> Tensor:
+        """The images (N, C, H, W) as seen through the band or block that begins, wrapped around, at row and column
+        ``starts``, (2,) or (N, 2)."""
         height, width = images.shape[-2:]
-        rows = (torch.arange(height, device=images.device) - start[0]) % height < self.size
-        columns = (torch.arange(width, device=images.device) - start[1]) % width < self.size
+        first = starts.view(-1, 2, 1)
+        rows = (torch.arange(height, device=images.device) - first[:, 0]) % height < self.size
+        columns = (torch.arange(width, device=images.device) - first[:, 1]) % width < self.size
         rows = rows | (self.kind == "columns")
         columns = columns | (self.kind == "rows")
-        return torch.where(rows[:, None] & columns, images, self.fill)
+        return torch.where((rows[:, :, None] & columns[:, None])[:, None], images, self.fill)
 
 
 class BandSmoothing(nn.Module):
     """The vote of ``model`` over ablated copies of the image that keep ``size`` columns, rows, or a block of that side.
 
-    ``patch`` is a side, or height and width, in pixels; ``threshold`` the probability from which a class has a vote.
-    Raises InputError for settings out of range.
+    ``patch`` is a side in pixels, height and width, or a text such as ``5%``; ``threshold`` the probability from which
+    a class has a vote. Raises InputError for settings out of range.
     """
 
     def __init__(
-        self, model: nn.Module, patch: int | Size, size: int = 4, threshold: float = 0.3,
+        self, model: nn.Module, patch: Patch, size: int = 4, threshold: float = 0.3,
         kind: Literal["columns", "rows", "blocks"] = "columns", fill: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -65,24 +69,29 @@ class BandSmoothing(nn.Module):
         if not (0 < threshold <= 1 and 0 <= fill <= 1):
             raise InputError(f"threshold {threshold:g}, fill {fill:g}: give numbers from 0 to 1")
         self.model, self.patch, self.threshold = model, patch, threshold
-        self.ablation = _Ablation(kind, size, fill)
+        self.ablation = Ablation(kind, size, fill)
         self.training = False
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Votes (N, K) of images (N, C, H, W) in [0, 1]; of equal ones the first class wins. Without a gradient."""
-        total: Tensor | None = None
+        """Votes (N, K) of images (N, C, H, W) in [0, 1]; of equal ones the first class wins.
+
+        Votes are whole numbers; their gradient is that of the sum of probabilities, so that attacks see where to go.
+        """
+        total: Tensor | float = 0.0
         with evaluating(self.model):
             for start in self.ablation.starts((int(images.shape[-2]), int(images.shape[-1]))):
-                found = self.model(self.ablation.apply(images, start)).float().softmax(1) >= self.threshold
-                total = found.to(images.dtype) if total is None else total + found
-        assert total is not None
+                seen = self.ablation.apply(images, torch.tensor(start, device=images.device))
+                chances = self.model(seen).float().softmax(1)
+                votes = (chances >= self.threshold).to(chances)
+                total = total + votes + (chances - chances.detach())
+        assert isinstance(total, Tensor)
         return total
 
     def certify(self, images: Tensor) -> Certificates:
         """Whether the winner stays ahead when every vote that a patch touches goes against it."""
         shape = (int(images.shape[-2]), int(images.shape[-1]))
-        votes = self(images).cpu()
+        with torch.no_grad():
+            votes = self(images).cpu()
         predicted = votes.argmax(1)
         classes = torch.arange(votes.shape[1])
         own = votes.gather(1, predicted[:, None])

@@ -21,6 +21,9 @@ METHODS = {
     "gaussian": ("gaussian", "GaussianTraining"),
     "smoothadv": ("smoothadv", "SmoothAdv"),
     "consistency": ("consistency", "ConsistencyTraining"),
+    "roa": ("roa", "OcclusionTraining"),
+    "masking": ("masking", "MaskTraining"),
+    "bands": ("masking", "BandTraining"),
     "distillation": ("distillation", "DefensiveDistillation"),
 }
 

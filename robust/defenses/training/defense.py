@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,6 +72,7 @@ class Defense(ABC):
     source: ClassVar[str]
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     single_step: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True  # whether comparing FGSM with PGD says anything of this method
     measure: ClassVar[str] = "PGD-10"
     learns: ClassVar[bool] = False
 
@@ -123,6 +124,16 @@ class Defense(ABC):
         """The cheap fixed measure that chooses the best epoch, a share."""
         return held.under_pgd(network)
 
+    def deployed(self, model: nn.Module, shape: tuple[int, int]) -> nn.Module:
+        """The trained ``model`` as it is meant to be used, on images of this height and width: itself, or behind a
+        defense that changes inference."""
+        return model
+
+    @property
+    def behind(self) -> str | None:
+        """What ``deployed`` puts the model behind, as ``--behind`` of `robust audit` writes it; None for nothing."""
+        return None
+
     @property
     def uses(self) -> int:
         """How many steps are taken on each batch."""
@@ -138,6 +149,10 @@ class Defense(ABC):
     @property
     def peak_rate(self) -> float:
         return self.learning_rate or OPTIMIZERS[self.optimizer]
+
+    def fitted(self, shape: tuple[int, int, int]) -> Defense:
+        """The same for images of this (C, H, W) shape: a patch given in pixels becomes a share of their area."""
+        return replace(self, threat=self.ball.fitted(shape))
 
     def settings(self) -> dict[str, Any]:
         """All settings as plain data; functions by their representation."""

@@ -44,6 +44,7 @@ def train_model(
     if held is None:
         check_training(data, int(data.labels.max()) + 1)
         data, held = hold_out(data, HELD_SHARE, defense.seed)
+    defense = defense.fitted(data.shape)
     device = choose_device(defense.device)
     _check_fit(defense, model, data, held, device)
     cuda = [device] if device.type == "cuda" else []
@@ -62,7 +63,6 @@ def _check_fit(defense: Defense, model: nn.Module, data: ImageSet, held: ImageSe
         raise InputError("the model has no weights to train: give the module itself, such as file.py:factory")
     if held.shape != data.shape:
         raise InputError(f"validation: images of shape {held.shape}, but the training images are {data.shape}")
-    defense.ball.check_shape(data.shape)
     place = next(iter(model.parameters())).device
     for part in (data, held):
         classes = check_model(model, part.batch(range(min(8, len(part)))).to(place), part.labels, len(part.class_names))
@@ -204,7 +204,7 @@ class _Run:
 
     def _guarded(self, last: bool) -> Gap | None:
         """Measure FGSM against PGD; where they parted, go back to the last good weights. None where not measured."""
-        if not self.defense.guard or not (self.defense.single_step or last):
+        if not (self.defense.guard and self.defense.guarded) or not (self.defense.single_step or last):
             return None
         gap = self.held.gap(self.network)
         if not self.guard.collapsed(gap):

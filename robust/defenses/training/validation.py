@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust.attacks import FGSM, PGD
+from robust.defenses.patch.certificates import CertifiesPatches
 from robust.defenses.training.batch import Network
 from robust.defenses.training.images import Images
 from robust.threats import ThreatModel
@@ -52,11 +54,11 @@ class Held:
 
         Of as many as fit the training by default: a fortieth of its images, 128 to 512, so that measuring stays cheap.
         """
-        return self._standing(network, PGD(self.threat.eps, norm=self.threat.norm, steps=STEPS), n or self.sample)
+        return self.standing(network, PGD(self.threat.eps, norm=self.threat.norm, steps=STEPS), n or self.sample)
 
     def gap(self, network: Network, n: int = GUARD_IMAGES) -> Gap:
         fgsm = FGSM(self.threat.eps, norm=self.threat.norm)
-        return Gap(self._standing(network, fgsm, n), self.under_pgd(network, n))
+        return Gap(self.standing(network, fgsm, n), self.under_pgd(network, n))
 
     def under_noise(self, network: Network, sigma: float, draws: int = 4) -> float:
         """Mean share of up to 512 images classified right with Gaussian noise added; the same noise each time."""
@@ -70,7 +72,18 @@ class Held:
                     total += len(labels)
         return right / total
 
-    def _standing(self, network: Network, attack: FGSM | PGD, n: int) -> float:
+    def certified(self, deployed: Callable[[tuple[int, int]], nn.Module]) -> float:
+        """Share of the guard's images that a patch defense, given their height and width, certifies and gets right."""
+        right, total = 0, 0
+        for images, labels in self._batches(GUARD_IMAGES):
+            defended = deployed((int(images.shape[2]), int(images.shape[3])))
+            assert isinstance(defended, CertifiesPatches)
+            right += int(defended.certify(images).correct(labels.cpu()).sum())
+            total += len(labels)
+        return right / total
+
+    def standing(self, network: Network, attack: Callable[[Network, Tensor, Tensor], Tensor], n: int) -> float:
+        """Share of ``n`` images that withstand ``attack``, called with network, images and labels."""
         right, total = 0, 0
         with network.still():
             for images, labels in self._batches(n):
