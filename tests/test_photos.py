@@ -241,7 +241,7 @@ def test_bad_folders_and_photographs_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no photographs"):
         load_photographs(tmp_path)
     _saved(tmp_path, "grass.png", pixels=np.broadcast_to(np.array(_GREEN), (_SIDE, _SIDE, 3)))
-    with pytest.raises(InputError, match="grass.*no octagon sign found"):
+    with pytest.raises(InputError, match=r"grass.*no octagon sign found"):
         load_photographs(tmp_path)
     (tmp_path / "grass.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="cannot be read as a picture"):
@@ -249,7 +249,7 @@ def test_bad_folders_and_photographs_are_named(tmp_path: Path) -> None:
     (tmp_path / "grass.png").unlink()
     _saved(tmp_path, "stop.png")
     _saved(tmp_path, "masks", "stop.png", pixels=np.ones((8, 8, 3)))
-    with pytest.raises(InputError, match="8x8 pixels, but stop.png has 160x160"):
+    with pytest.raises(InputError, match=r"8x8 pixels, but stop\.png has 160x160"):
         load_photographs(tmp_path)
 
 
