@@ -12,6 +12,7 @@ import typer
 
 from robust.cli_certify import register as register_certify
 from robust.cli_harden import register as register_harden
+from robust.cli_patch import register as register_patch
 from robust.cli_values import (
     BAD_INPUT,
     DATA_HELP,
@@ -188,6 +189,7 @@ def _first_that_fits(folder: Path, run: Callable[[Path], AuditSummary]) -> tuple
 
 register_certify(app)
 register_harden(app)
+register_patch(app)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrobust report robust-audits/demo-1a2b3c4d")

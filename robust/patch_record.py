@@ -1,0 +1,122 @@
+"""What a patch's record says: figures of the measurement, the places where it works, pictures of what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust.attacks.patch import (
+    Anywhere,
+    Conditions,
+    PatchMeasurement,
+    Success,
+    apply,
+    in_pixels,
+    light_on,
+    paste,
+    placement_map,
+)  # fmt: skip
+from robust.counting import Passes
+from robust.models import evaluating
+from robust.patch_photos import fits_on_sign
+from robust.patch_setup import SHAPES, Spot, class_name
+from robust.randomness import image_seeds
+from robust.reports.patch import Shown
+
+_EXAMPLES, _MAPPED, _GRID = 8, 64, 7
+
+
+def plain(conditions: Conditions) -> dict[str, Any]:
+    """Conditions as JSON holds them."""
+    return {
+        field.name: list(value) if isinstance(value := getattr(conditions, field.name), tuple) else value
+        for field in fields(conditions)
+    }
+
+
+def figures(found: PatchMeasurement) -> dict[str, Any]:
+    """A measurement as JSON holds it."""
+    return {
+        "images": found.images,
+        "draws": found.draws,
+        "read": found.read.model_dump(),
+        "patch": _success(found.patch),
+        "controls": {name: _success(success) for name, success in found.controls.items()},
+        "strata": [
+            {"of": part.of, "low": part.low, "high": part.high, **_success(part.success)} for part in found.strata
+        ],
+    }
+
+
+def _success(success: Success) -> dict[str, Any]:
+    rates = {"targeted": success.targeted, "untargeted": success.untargeted}
+    return {
+        "draws": success.draws, **{name: None if rate is None else rate.model_dump() for name, rate in rates.items()}
+    }  # fmt: skip
+
+
+def cost(made: Passes, all_: Passes, seconds: float) -> dict[str, Any]:
+    """Images passed to make the patch, and to measure it."""
+    return {
+        "made": {**asdict(made), "seconds": seconds}, "measured": {"forward": (all_ - made).forward},
+    }  # fmt: skip
+
+
+def places(
+    model: nn.Module, train: Tensor, test: Tensor, truth: int, goal: int | None, patch: Tensor, cover: Tensor,
+    where: Spot, mask: str, conditions: Conditions, seed: int,
+) -> tuple[tuple[float, float] | None, dict[str, Any] | None]:  # fmt: skip
+    """For a patch that may lie anywhere: where it works best on the images it was made on, and how well it works at
+    each place on the others. None and None for any other patch."""
+    if not isinstance(where.region, Anywhere) or patch.dim() == 4:
+        return None, None
+    shape = mask if mask in SHAPES else "octagon"
+    maps = []
+    for images in (train[:_MAPPED], test[:_MAPPED]):
+        rates, middles = placement_map(
+            model, images, torch.full((len(images),), truth), goal, patch, cover, where.region, conditions,
+            grid=_GRID, boxes=where.boxes(images), seed=seed + 2,
+        )  # fmt: skip
+        maps.append(rates.nan_to_num(0.0))
+    spots = [
+        (x, y)
+        for y in range(_GRID)
+        for x in range(_GRID)
+        if fits_on_sign(where.region.side, (float(middles[x]), float(middles[y])), shape)
+    ]
+    best = max(spots, key=lambda at: float(maps[0][at[1], at[0]])) if spots else (_GRID // 2, _GRID // 2)
+    middle = (float(middles[best[0]]), float(middles[best[1]]))
+    record = {
+        "middles": [float(value) for value in middles], "success": maps[1].tolist(), "best": list(best),
+        "images": min(_MAPPED, len(test)), "side": where.region.side,
+    }  # fmt: skip
+    return middle, record
+
+
+def examples(
+    model: nn.Module, test: Tensor, found: PatchMeasurement, patch: Tensor, cover: Tensor, where: Spot,
+    conditions: Conditions, seed: int, names: Sequence[str],
+) -> list[Shown]:  # fmt: skip
+    """The first held-out images of which the clean sign was read right, as the model was given them in the first
+    draw, without and with the patch: as they come, not the best."""
+    rows = found.outcomes[:, 0, 0].nonzero().flatten()[:_EXAMPLES]
+    if not len(rows):
+        return []
+    images, boxes, seeds = test[rows], where.boxes(test)[rows], image_seeds(test[rows], seed)
+    drawn = conditions.draw(seeds, 0)
+    light = light_on(images, boxes) if conditions.relit else None
+    corners = in_pixels(where.region.draw(seeds, 0).corners, boxes)
+    textures = patch if patch.dim() == 3 else patch[rows]
+    with torch.no_grad(), evaluating(model):
+        clean = apply(images, drawn)
+        patched = apply(paste(images, textures, cover, corners, light), drawn)
+        read = [model(part).argmax(1).tolist() for part in (clean, patched)]
+    pairs = zip(clean, patched, read[0], read[1], strict=True)
+    return [
+        Shown(one.cpu().numpy(), other.cpu().numpy(), class_name(names, first), class_name(names, second))
+        for one, other, first, second in pairs
+    ]

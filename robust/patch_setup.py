@@ -1,0 +1,176 @@
+"""What a patch is made for, checked before anything is computed: classes, images, and where on the sign it may lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, octagon, stickers
+from robust.data import ImageSet, load_data
+from robust.errors import InputError, unknown
+
+KINDS = ("universal", "stickers", "per-image")
+SHAPES = ("octagon", "circle", "rectangle")
+LEAST = 8  # images of the source class, to make a patch on and to measure it on
+_TEXTURE = 64  # pixels across the sign: finer than most models see, coarse enough to print
+_TURN = 10.0  # degrees by which a patch may be stuck on askew
+
+
+def class_of(option: str, text: str, names: Sequence[str], classes: int) -> int:
+    """The class that ``text`` names: by its name in whatever case, or by its number. Raises InputError."""
+    for same in (str, str.casefold):
+        found = [index for index, name in enumerate(names) if same(name) == same(text.strip())]
+        if len(found) == 1:
+            return found[0]
+    if text.strip().isdecimal() and int(text) < classes:
+        return int(text)
+    raise InputError(f"{option}: {unknown('class', text, names)}")
+
+
+def class_name(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) and names[index].strip() else f"class {index}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Images of the source class, (N, C, H, W) in [0, 1]: to make the patch on, and to measure it on; remarks."""
+
+    train: Tensor
+    test: Tensor
+    data: ImageSet
+    remarks: tuple[str, ...]
+
+
+def gather(
+    data: Any, train_data: Any, source: str, *, kind: str, limit: int | None, resize: tuple[int, int] | None, seed: int
+) -> tuple[Sources, int]:
+    """The images of the class ``source`` and its number. Without ``train_data`` a half of them makes the patch.
+
+    Raises InputError for an unknown class, too few images, or images of different shapes.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit}: give at least 1 image")
+    held = load_data(data, resize=resize)
+    number = class_of("--source", source, held.class_names, len(held.class_names))
+    test, remarks = _of(held, number), []
+    if kind == "per-image":
+        if train_data is not None:
+            raise InputError("--train-data: a patch per image is made on the images themselves; leave it out")
+        train = test = test.limited(limit, seed)
+        _enough(train, source, LEAST // 4)
+    elif train_data is None:
+        _enough(test, source, 2 * LEAST, f", {LEAST} to make the patch on and {LEAST} to measure it on")
+        train = test.limited((len(test) + 1) // 2, seed)
+        taken = set(_positions(train))
+        test = test.take([index for index, at in enumerate(_positions(test)) if at not in taken]).limited(limit, seed)
+        remarks.append(
+            "The patch was made on a half of the images of the source class, drawn at random, and measured on the "
+            "other half. If several images show one object, it may be on both sides and flatter the figures: give "
+            "other images with --train-data then."
+        )
+    else:
+        other = load_data(train_data, resize=resize)
+        if other.shape != held.shape:
+            raise InputError(f"--train-data: images of shape {other.shape}, but the data has {held.shape}; resize both")
+        train = _of(other, class_of("--source", source, other.class_names, len(other.class_names)))
+        test = test.limited(limit, seed)
+        _enough(train, source, LEAST)
+        _enough(test, source, LEAST)
+    images = [part.batch(range(len(part))) for part in (train, test)]
+    if train_data is not None:
+        shared = _shared(images[0], images[1])
+        if shared:
+            remarks.append(
+                f"{shared} of the {len(images[1])} images that measure the patch also made it, which flatters it."
+            )
+    return Sources(images[0], images[1], held, tuple(remarks)), number
+
+
+def _of(data: ImageSet, number: int) -> ImageSet:
+    return data.take((data.labels == number).nonzero().flatten().tolist())
+
+
+def _positions(data: ImageSet) -> list[int]:
+    assert data.positions is not None
+    return [int(position) for position in data.positions]
+
+
+def _enough(data: ImageSet, source: str, least: int, why: str = "") -> None:
+    if len(data) < least:
+        raise InputError(
+            f"{data.name}: {len(data)} image{'s' * (len(data) != 1)} of class {source!r}; give at least {least}{why}"
+        )
+
+
+def _shared(first: Tensor, second: Tensor) -> int:
+    marks = [
+        {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in part}
+        for part in (first, second)
+    ]
+    return len(marks[0] & marks[1])
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where on the sign a patch may lie.
+
+    region: in the frame of ``boxes``. share: of the image's side, how much the region's frame takes in its middle.
+    on_sign: 3 x 3 nested list, from that frame's unit square to the flat sign's. area: of the sign's, in [0, 1].
+    """
+
+    region: Region
+    share: float
+    on_sign: list[list[float]]
+    area: float
+    sign: Tensor
+
+    def boxes(self, images: Tensor) -> Tensor:
+        """Each image's frame, (N, 4): x0, y0, x1, y1 in pixels."""
+        height, width = images.shape[-2:]
+        low, high = (1 - self.share) / 2, (1 + self.share) / 2
+        return images.new_tensor([low * width, low * height, high * width, high * height]).expand(len(images), 4)
+
+
+def spot(kind: str, mask: str, area: float, sign_share: float, count: int, size: tuple[int, int]) -> Spot:
+    """Where a patch of ``kind`` lies on a sign that takes ``sign_share`` of the image's side.
+
+    ``mask``: the sign's shape, or for stickers a file that marks in an image of ``size`` what they may change.
+    ``area``: of the sign's. Raises InputError where they do not fit.
+    """
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if not 0 < sign_share <= 1:
+        raise InputError(f"--sign-share {sign_share:g}: give the share of the image's side that the sign takes, 0 to 1")
+    if not 0 < area < 1:
+        raise InputError(f"--area {area:g}: give a share of the sign's area such as 10%")
+    identity = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    if mask not in SHAPES:
+        if not Path(mask).exists() and "." not in mask and "/" not in mask:
+            raise unknown("mask", mask, (*SHAPES, "or a file"))
+        if kind != "stickers":
+            raise InputError(f"--mask {mask}: a file marks where stickers lie; give it with --kind stickers")
+        region = OnSign(from_file(mask))
+        region.cover(size)
+        scale, shift = 1 / sign_share, 0.5 - 0.5 / sign_share
+        sign = flat_sign("octagon")
+        placed = [[scale, 0.0, shift], [0.0, scale, shift], [0.0, 0.0, 1.0]]
+        return Spot(region, 1.0, placed, region.area / (float(sign.mean()) * sign_share**2), sign)
+    sign = flat_sign(mask)
+    if kind == "stickers":
+        fitted = stickers(sign, area, count)
+        return Spot(OnSign(fitted), sign_share, identity, float(fitted.mean() / sign.mean()), sign)
+    whole = area * float(sign.mean())
+    return Spot(Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN), sign_share, identity, area, sign)
+
+
+def flat_sign(shape: str) -> Tensor:
+    """A sign that fills its square, (64, 64) in [0, 1]."""
+    if shape == "rectangle":
+        return torch.ones(_TEXTURE, _TEXTURE)
+    return octagon(_TEXTURE, _TEXTURE, 1.0) if shape == "octagon" else circle(_TEXTURE, _TEXTURE)
