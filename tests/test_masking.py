@@ -78,7 +78,7 @@ def test_a_sweep_is_kept_and_resumed(tmp_path: Path) -> None:
     model: nn.Module = TinyNet()
     parts = quarters(), quarters(48, seed=1), quarters(8, seed=2)
     rows = temperature_sweep(defense, model, *parts, (20, 1), tmp_path)
-    assert [row["temperature"] for row in rows] == [1.0] * 6 + [20.0] * 6
+    assert [row["temperature"] for row in rows] == [1.0] * 7 + [20.0] * 7
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.pt")}
     assert len(kept) == 4, "a teacher and a student for each temperature"
     assert temperature_sweep(defense, model, *parts, (1, 20), tmp_path) == rows

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.attacks import PGD, Square
+from robust.attacks import PGD, Auto, Square
 from robust.attacks.base import Goal, loss_and_gradient
 from robust.attacks.losses import cross_entropy
 from robust.attacks.registry import build
@@ -68,10 +68,11 @@ def masking_rows(
     model: nn.Module, plain: nn.Module, data: ImageSet, threat: ThreatModel, temperature: float, seed: int = 0,
     queries: int | None = None,
 ) -> list[Row]:  # fmt: skip
-    """Accuracy of ``model`` under six attacks inside ``threat`` (linf or l2), each on all images of ``data``.
+    """Accuracy of ``model`` under seven attacks inside ``threat`` (linf or l2), each on all images of ``data``.
 
-    PGD-40 on the cross-entropy, on the same with the logits divided by ``temperature``, and on the margin; C&W in the
-    l2 ball that reaches half as far as the linf ball's corners; images made by PGD on the margin of ``plain``; Square.
+    PGD-40 on the cross-entropy, on the same with the logits divided by ``temperature``, and on the margin; the cascade
+    ``auto``, which aims at one class after another where the margin to the nearest leads nowhere; C&W in the l2 ball
+    that reaches half as far as the linf ball's corners; images made by PGD on the margin of ``plain``; Square.
     Raises InputError for another norm.
     """
     if threat.norm not in ("linf", "l2"):
@@ -106,11 +107,13 @@ def _attacks(
 
     reach = threat.eps if threat.norm == "l2" else threat.eps * math.sqrt(math.prod(shape)) / 2
     carlini = build(CARLINI_ATTACK, norm="l2", eps=reach, seed=seed)
+    cascade = Auto(threat.eps, norm=threat.norm, seed=seed)
     square = Square(threat.eps, norm=threat.norm, queries=queries, seed=seed)
     return [
         (CROSS_ENTROPY, pgd(model, "ce")),
         ("PGD, logits / temperature", pgd(Scaled(model, temperature), "ce")),
         ("PGD, margin", pgd(model, "margin")),
+        ("auto", lambda images, labels: cascade(model, images, labels)),
         (f"{_CARLINI}, l2 {reach:.2g}", lambda images, labels: carlini(model, images, labels)),
         ("transfer", pgd(plain, "margin")),
         (f"Square, {queries:,} queries", lambda images, labels: square(model, images, labels)),
@@ -129,16 +132,16 @@ def masked(rows: Sequence[Row]) -> float:
 
 def temperature_sweep(
     defense: DefensiveDistillation, model: nn.Module, train: ImageSet, validation: ImageSet, test: ImageSet,
-    temperatures: Sequence[float], out: Path, progress: Progress | None = None,
+    temperatures: Sequence[float], out: Path, progress: Progress | None = None, n: int = IMAGES,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Distil ``model`` at every temperature and attack each; rows as plain data, by temperature.
+    """Distil ``model`` at every temperature and attack each on ``n`` test images; rows as plain data, by temperature.
 
     Transferred images come from the model of the lowest temperature, best 1. Trainings are kept in ``out`` and resumed.
     """
     progress = progress or Silent()
     rows: list[dict[str, Any]] = []
     plain: nn.Module | None = None
-    sample = test.limited(IMAGES, defense.seed)
+    sample = test.limited(n, defense.seed)
     for temperature in sorted(set(temperatures)):
         folder = out / f"temperature-{temperature:g}"
         found = replace(defense, temperature=temperature).fit(model, train, validation, out=folder, progress=progress)
