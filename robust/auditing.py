@@ -40,6 +40,7 @@ from robust.request import (
     check_effort,
     check_precision,
     choose_device,
+    default_threats,
     split_threats,
 )
 from robust.running import Job, run_threat
@@ -47,14 +48,13 @@ from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, S
 from robust.surrogates import ModelSource, load_surrogates
 from robust.threats import ThreatModel
 
-DEFAULT_THREAT = "linf:8/255"
 _CALIBRATION = 64
 
 
 def audit(
     model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
     data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",
-    threats: Sequence[str | ThreatModel] = (DEFAULT_THREAT,),
+    threats: Sequence[str | ThreatModel] | None = None,
     *,
     attacks: Sequence[str] | None = None,
     surrogates: Sequence[ModelSource] = (),
@@ -85,8 +85,9 @@ def audit(
         model: a module or callable from images (N, C, H, W) in [0, 1] to logits (N, K), or a text that
             :func:`robust.load_model` takes.
         data: a data set of (image, label), a pair of tensors, or a text that :func:`robust.load_data` takes.
-        threats: threat models, as objects or text such as ``"linf:8/255"``; ``"corruptions"`` measures accuracy on
-            corrupted images (``"corruptions:3"``: at severities 1 to 3), alone or beside others.
+        threats: threat models, as objects or text such as ``"linf:8/255"``, which is the default; of the demo, that
+            and a patch. ``"corruptions"`` measures accuracy on corrupted images (``"corruptions:3"``: at severities 1
+            to 3), alone or beside others.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
         surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
@@ -121,7 +122,7 @@ def audit(
         InputError: for anything wrong with the arguments, the model or the data; one line with the remedy.
     """
     progress = progress or Silent()
-    asked, severities = split_threats(threats)
+    asked, severities = split_threats(default_threats(model, data) if threats is None else threats)
     request = Request(
         threats=asked, corruptions=severities, attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),
