@@ -52,7 +52,8 @@ _HOME = {
 
 __all__ = [
     "AuditSummary", "BandSmoothing", "ImageSet", "InputError", "Ledger", "MaskedClassifier", "NoGradientError",
-    "RobustError", "SmoothedClassifier", "ThreatModel", "audit", "certify", "certify_patches", "harden", "load_data", "load_model", "write_report",
+    "RobustError", "SmoothedClassifier", "ThreatModel", "audit", "certify", "certify_patches", "harden", "load_data",
+    "load_model", "write_report",
 ]  # fmt: skip
 
 
