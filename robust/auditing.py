@@ -38,6 +38,7 @@ from robust.request import (
     check_effort,
     check_precision,
     choose_device,
+    default_threats,
     parse_threats,
 )
 from robust.running import Job, run_threat
@@ -45,14 +46,13 @@ from robust.summary import AuditSummary, CheckRecord, DataRecord, ModelRecord, S
 from robust.surrogates import ModelSource, load_surrogates
 from robust.threats import ThreatModel
 
-DEFAULT_THREAT = "linf:8/255"
 _CALIBRATION = 64
 
 
 def audit(
     model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
     data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",
-    threats: Sequence[str | ThreatModel] = (DEFAULT_THREAT,),
+    threats: Sequence[str | ThreatModel] | None = None,
     *,
     attacks: Sequence[str] | None = None,
     surrogates: Sequence[ModelSource] = (),
@@ -82,7 +82,8 @@ def audit(
         model: a module or callable from images (N, C, H, W) in [0, 1] to logits (N, K), or a text that
             :func:`robust.load_model` takes.
         data: a data set of (image, label), a pair of tensors, or a text that :func:`robust.load_data` takes.
-        threats: threat models, as objects or text such as ``"linf:8/255"``.
+        threats: threat models, as objects or text such as ``"linf:8/255"``, which is the default; of the demo, that
+            and a patch.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
         surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
@@ -116,7 +117,8 @@ def audit(
     """
     progress = progress or Silent()
     request = Request(
-        threats=parse_threats(threats), attacks=None if attacks is None else tuple(attacks), seed=seed,
+        threats=parse_threats(default_threats(model, data) if threats is None else threats),
+        attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),
         effort=check_effort(effort, attacks), behind=behind,
     )  # fmt: skip

@@ -55,7 +55,7 @@ def audit(
         list[str] | None,
         typer.Option(
             help="Threat model: NORM:EPS with NORM linf, l2, l1 or l0, or patch:AREA such as patch:5% or patch:7x7. "
-            "Repeatable. Default: linf:8/255."
+            "Repeatable. Default: linf:8/255, of the demo also patch:2%."
         ),
     ] = None,
     attacks: Annotated[
@@ -131,9 +131,11 @@ def audit(
         data = "demo"
     seconds, size = seconds_of(budget), size_of(resize)
     _check_gate(fail_under)
-    threats = threat or ["linf:8/255"]
     from robust.auditing import audit as run_audit
     from robust.progress import terminal_progress
+    from robust.request import default_threats
+
+    threats = threat or default_threats(model, data)
 
     folder = out or folder_of(
         "robust-audits", model, data, list(threats), seed, limit, *(surrogate or ()), *([behind] if behind else ())

@@ -16,6 +16,8 @@ from robust.lane import PRECISIONS
 from robust.threats import ThreatModel
 
 LEDGER, SUMMARY, REPORT = "ledger.sqlite", "audit.json", "report.html"
+DEFAULT_THREATS = ("linf:8/255",)
+DEMO_THREATS = ("linf:8/255", "patch:2%")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ def parse_threats(given: Sequence[str | ThreatModel]) -> tuple[ThreatModel, ...]
         if texts.count(text) > 1:
             raise InputError(f"threat {text} is given twice")
     return threats
+
+
+def default_threats(model: object, data: object) -> tuple[str, ...]:
+    """What is audited where no threat is named. The demo also meets a patch, so small that its signs stay legible."""
+    demo = isinstance(model, str) and isinstance(data, str) and model == data == "demo"
+    return DEMO_THREATS if demo else DEFAULT_THREATS
 
 
 def check_attacks(request: Request, surrogates: bool = False) -> None:

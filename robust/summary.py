@@ -36,7 +36,8 @@ class Rate(_Record):
 
 
 class ThreatRecord(_Record):
-    """The threat model: a norm ball of radius eps around each image, inside the box [0, 1]."""
+    """The threat model: what lies within eps of each image, inside the box [0, 1]; for a patch, eps is a share of the
+    image's area."""
 
     norm: Norm
     eps: float = Field(ge=0)

@@ -47,8 +47,8 @@ class Attack(ABC):
     ``adversarial = PGD(eps=8/255, steps=40)(model, images, labels)``
 
     Settings common to all:
-        eps: radius of the norm ball in [0, 1] pixel units, for a patch its share of the area; one number or one per image,
-            shape (N,).
+        eps: radius of the norm ball in [0, 1] pixel units, of a patch the share of the area; one number or one per
+            image, shape (N,).
         norm: ``linf``, ``l2``, ``l1``, ``l0`` or ``patch``; which of them an attack supports stands in ``norms``.
         seed: the same seed and images give the same result, however the images are batched.
 

@@ -118,10 +118,10 @@ class _Sketch:
         self.corner[index], self.paint[index] = other.corner[index], other.paint[index]
 
     def moved(self, vertical: Tensor, horizontal: Tensor, reach: float) -> _Sketch:
-        """By a random step of up to ``reach`` of the image, both ways, cut off at its borders."""
+        """By a random step of up to ``reach`` of the image and at least a pixel, both ways, cut off at its borders."""
         height, width = self.images.shape[2:]
-        step = torch.stack([(vertical * 2 - 1) * reach * height, (horizontal * 2 - 1) * reach * width], 1)
-        away = torch.where(step < 0, step.floor(), step.ceil()).long()
+        furthest = max(reach * height, 1.49), max(reach * width, 1.49)
+        away = torch.stack([(vertical * 2 - 1) * furthest[0], (horizontal * 2 - 1) * furthest[1]], 1).round().long()
         return self._like((self.corner + away).clamp_min(0).minimum(self.room), self.paint)
 
     def painted(self, vertical: Tensor, horizontal: Tensor, color: Tensor, share: float) -> _Sketch:

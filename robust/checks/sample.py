@@ -119,4 +119,6 @@ def pgd(sample: Sample, eps: float, loss: str = "ce") -> Attack:
 
 
 def size_text(eps: float, sample: Sample) -> str:
+    if sample.threat.norm == "patch":
+        return f"{100 * eps:.3g}%"
     return f"{eps * 255:.3g}/255" if sample.threat.norm == "linf" else f"{eps:.4g}"

@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from robust.reports.formats import (
     STEPS,
     attack_name,
+    axis_scale,
     class_name,
-    in_steps,
     one_line,
     percent,
     shorten,
@@ -26,7 +26,13 @@ from robust.summary import AttackRecord, CurvePoint, Norm, Rate, ThreatResult
 HEAT_MAP_CLASSES = 20
 _WIDTH = 420.0
 _LETTER = 7.2  # a letter's width at 12 px, on the wide side
-_AXES: dict[Norm, str] = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0, color values changed"}
+_AXES: dict[Norm, str] = {
+    "linf": "linf",
+    "l2": "l2",
+    "l1": "l1",
+    "l0": "l0, color values changed",
+    "patch": "patch, % of the image's area",
+}
 
 
 def curve_points(result: ThreatResult, clean: Rate) -> list[CurvePoint]:
@@ -43,7 +49,7 @@ def curve_points(result: ThreatResult, clean: Rate) -> list[CurvePoint]:
 def curve_figure(key: str, result: ThreatResult, clean: Rate) -> str:
     """Robust accuracy against perturbation size, with its interval; clean accuracy and eps marked."""
     threat, robust, points = result.threat, result.robust_accuracy, curve_points(result, clean)
-    scale = 255.0 if in_steps(threat) else 1.0
+    scale = axis_scale(threat)
     eps = threat.eps * scale
     reach = max(point.eps for point in points)
     reach = (min(reach, 2.5 * threat.eps) if threat.eps > 0 else reach) or 1.0

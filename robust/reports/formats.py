@@ -86,8 +86,15 @@ def step_text(size: float) -> str:
 
 
 def size_text(threat: ThreatRecord, size: float) -> str:
-    """A perturbation size in the unit that suits the threat model: ``8/255``, or three figures."""
+    """A perturbation size in the unit that suits the threat model: ``8/255``, ``5%`` of a patch, or three figures."""
+    if threat.norm == "patch":
+        return f"{100 * size:.3g}%"
     return step_text(size) if in_steps(threat) else f"{size:.3g}"
+
+
+def axis_scale(threat: ThreatRecord) -> float:
+    """What sizes are multiplied by on a figure's axis: 255 for color steps, 100 for percent of the area, else 1."""
+    return 100.0 if threat.norm == "patch" else 255.0 if in_steps(threat) else 1.0
 
 
 def class_name(names: Sequence[str], index: int) -> str:

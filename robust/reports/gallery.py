@@ -72,6 +72,22 @@ def exhibits(ledger: Ledger, threat: str, budget: int, count: int = SHOWN) -> li
     return shown
 
 
+def front(ledger: Ledger, threat: str, names: Sequence[str]) -> Exhibit | None:
+    """The one adversarial image for the first screen: a stop sign if one was broken, since everybody knows what that
+    means; of these, or else of all, the one the model is surest of in its error."""
+    found = [entry for entry in breaks(ledger, threat) if entry.inside]
+    stops = [entry for entry in found if _is_stop(names, entry.image.label)]
+    for entry in sorted(stops or found, key=lambda entry: (-(entry.row.confidence or 0), entry.image.id)):
+        adversarial = ledger.adversarial(entry.image.id, threat)
+        if adversarial is not None:
+            return _exhibit(entry, ledger.original(entry.image.id), adversarial, SIDES[0])
+    return None
+
+
+def _is_stop(names: Sequence[str], label: int) -> bool:
+    return label < len(names) and "stop" in names[label].lower().split()
+
+
 def _exhibit(entry: Break, original: FloatImage, adversarial: FloatImage, side: int) -> Exhibit:
     change = adversarial - original
     factor = magnification(float(np.abs(change).max()))

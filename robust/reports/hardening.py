@@ -63,7 +63,7 @@ def curves(key: str, before: AuditSummary, after: AuditSummary) -> str:
     """Robust accuracy against perturbation size of both models, with their intervals."""
     first, second = before.threats[0], after.threats[0]
     threat = second.threat
-    scale = 255.0 if formats.in_steps(threat) else 1.0
+    scale = formats.axis_scale(threat)
     reach = 2.5 * threat.eps
     with sheet(key, _WIDTH, 320, (46, 84, 46, 46)) as page:
         axes = page.axes
@@ -89,7 +89,8 @@ def curves(key: str, before: AuditSummary, after: AuditSummary) -> str:
             page.text(1.02, height, f"{name} {formats.percent(value)}", color=color, bold=True, frame=True)
         axes.axvline(threat.eps * scale, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         page.text(threat.eps * scale, 1.06, f"eps = {formats.size_text(threat, threat.eps)}", ha="center", bold=True)
-        axes.set_xlabel(f"perturbation size, {threat.norm}{', in 1/255' if scale == 255 else ''}")
+        unit = {255.0: ", in 1/255", 100.0: ", % of the image's area"}.get(scale, "")
+        axes.set_xlabel(f"perturbation size, {threat.norm}{unit}")
         page.text(-0.12, 1.15, "robust accuracy", color=MUTED, frame=True)
         return page.svg(
             f"Robust accuracy under {threat.text} against perturbation size: {formats.percent(values[0])} before and "

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.reports import figures, formats, words
-from robust.reports.gallery import Exhibit, exhibits
+from robust.reports.gallery import Exhibit, exhibits, front
 from robust.reports.page import page, write_page
 from robust.reports.tally import ClassTally, class_tallies, pushes
 from robust.summary import AttackRecord, AuditSummary, CurvePoint, ThreatResult
@@ -72,6 +72,8 @@ def render(summary: AuditSummary, ledger: Ledger) -> str:
     views = [_view(f"t{index}", summary, result, ledger) for index, result in enumerate(summary.threats)]
     deciding, clean = words.deciding(summary), summary.clean_accuracy
     names = summary.data.class_names
+    # Of all changes a patch is the one that people see, so one leads the report.
+    patched = next((view.result.threat for view in views if view.result.threat.norm == "patch"), None)
     return page(
         "report.html",
         {"class_name": lambda index: formats.class_name(names, index)},
@@ -80,7 +82,9 @@ def render(summary: AuditSummary, ledger: Ledger) -> str:
             "headline": words.headline(clean, deciding, summary.data.shape), "footing": words.footing(clean, deciding),
             "meaning": words.VERDICTS[summary.verdict], "next_steps": words.next_steps(summary),
             "size": formats.size_text, "attacker": words.attacker, "black_box_only": words.black_box_only,
-            "over_draws": words.over_draws, "picture_note": _picture_note(summary.data.shape[0]),
+            "over_draws": words.over_draws, "patched": patched,
+            "front": None if patched is None else front(ledger, patched.text, names),
+            "picture_note": _picture_note(summary.data.shape[0]),
         },
     )  # fmt: skip
 

@@ -50,6 +50,9 @@ def attacker(threat: ThreatRecord, shape: tuple[int, int, int]) -> str:
     if threat.norm == "l2":
         each = step_text(threat.eps / math.sqrt(values))
         return f"an attacker who changes the image by at most {size} in l2 distance (about {each} per color value)"
+    if threat.norm == "patch":
+        side = math.floor(math.sqrt(threat.eps * shape[1] * shape[2] * (1 + 1e-6)))
+        return f"an attacker who covers {size} of the image with a patch ({side} x {side} pixels, placed at will)"
     if threat.norm == "l1":
         each = number(threat.eps / shape[0])
         return f"an attacker whose changes add up to at most {size} (as much as {each} pixels from black to white)"
