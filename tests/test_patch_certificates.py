@@ -209,6 +209,20 @@ def test_the_attack_that_knows_the_masks_never_turns_a_certified_image_and_turns
     assert min(kinds.values()) >= 5
 
 
+@pytest.mark.parametrize(("gap", "certified"), [(1e-6, False), (0.01, True)])
+def test_what_rounding_could_turn_is_not_certified(gap: float, certified: bool) -> None:
+    class Even(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([1.0, 1.0 - gap]).expand(len(images), 2)
+
+    image = torch.rand(2, 1, SIDE, SIDE)
+    assert MaskedClassifier(Even(), 1).certify(image).certified.tolist() == [certified] * 2
+    threshold = float(torch.tensor([1.0, 1.0 - gap]).softmax(0)[0]) - gap / 4
+    smoothed = BandSmoothing(Even(), 1, 1, threshold, "blocks")
+    assert smoothed(image).argmax(1).tolist() == [0, 0]
+    assert smoothed.certify(image).certified.tolist() == [certified] * 2
+
+
 def test_sizes_of_patches() -> None:
     assert patch_size("5%", (32, 32)) == (7, 7)
     assert patch_size("25%", (32, 32)) == (16, 16)

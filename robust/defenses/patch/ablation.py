@@ -7,13 +7,14 @@ its probability reaches the threshold. The classifier must have been trained on 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from robust.defenses.patch.certificates import Certificates, Patch, Size, patch_size
+from robust.defenses.patch.certificates import Certificates, Patch, Size, patch_size, rounding
 from robust.errors import InputError, unknown
 from robust.models import evaluating
 
@@ -79,24 +80,38 @@ class BandSmoothing(nn.Module):
         """
         total: Tensor | float = 0.0
         with evaluating(self.model):
-            for start in self.ablation.starts((int(images.shape[-2]), int(images.shape[-1]))):
-                seen = self.ablation.apply(images, torch.tensor(start, device=images.device))
-                chances = self.model(seen).float().softmax(1)
+            for logits in self._looks(images):
+                chances = logits.softmax(1)
                 votes = (chances >= self.threshold).to(chances)
                 total = total + votes + (chances - chances.detach())
         assert isinstance(total, Tensor)
         return total
 
+    @torch.no_grad()
     def certify(self, images: Tensor) -> Certificates:
-        """Whether the winner stays ahead when every vote that a patch touches goes against it."""
+        """Whether the winner stays ahead when every vote that a patch touches goes against it.
+
+        A vote so near the threshold that rounding may change it counts against the winner too.
+        """
         shape = (int(images.shape[-2]), int(images.shape[-1]))
-        with torch.no_grad():
-            votes = self(images).cpu()
+        total: Tensor | float = 0.0
+        with evaluating(self.model):
+            for logits in self._looks(images):
+                chances = logits.softmax(1)
+                slack = rounding(logits.device) * logits.abs().amax(1, keepdim=True)
+                total = total + torch.stack([chances >= self.threshold + more for more in (0, slack, -slack)]).float()
+        assert isinstance(total, Tensor)
+        votes, sure, possible = total.cpu().unbind()
         predicted = votes.argmax(1)
         classes = torch.arange(votes.shape[1])
-        own = votes.gather(1, predicted[:, None])
         # A rival of smaller index wins a tie.
         needed = 2 * self.ablation.touched(patch_size(self.patch, shape), shape) + (classes < predicted[:, None])
-        ahead = (own - votes >= needed) | (classes == predicted[:, None])
+        ahead = (sure.gather(1, predicted[:, None]) - possible >= needed) | (classes == predicted[:, None])
         passes = torch.full((len(images),), len(self.ablation.starts(shape)))
         return Certificates(predicted, ahead.all(1), passes)
+
+    def _looks(self, images: Tensor) -> Iterator[Tensor]:
+        """The model's logits (N, K) through each band or block."""
+        for start in self.ablation.starts((int(images.shape[-2]), int(images.shape[-1]))):
+            seen = self.ablation.apply(images, torch.tensor(start, device=images.device))
+            yield self.model(seen).float()

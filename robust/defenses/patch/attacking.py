@@ -31,8 +31,8 @@ def cleansing_attack(
 ) -> Tensor:
     """Images (N, C, H, W) with one patch of ``defended.patch`` each, against their labels (N,).
 
-    Up to ``placements`` are tried one after the other, each by ``steps`` signed steps on the margin of the mean logits
-    over random views; images that fall are left alone. An image that withstands comes back as its last attempt.
+    Up to ``placements`` are tried one after the other, each by ``steps`` signed steps on the margins of random views;
+    images that fall are left alone. An image that withstands comes back as its last attempt.
     """
     shape = (int(images.shape[-2]), int(images.shape[-1]))
     size = patch_size(defended.patch, shape)

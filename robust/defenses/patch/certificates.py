@@ -39,6 +39,19 @@ class CertifiesPatches(Protocol):
         """Certificates of images (N, C, H, W) in [0, 1]."""
 
 
+def rounding(device: torch.device) -> float:
+    """By what share of the largest logit a model's logits may differ for one image in two batches."""
+    return 1e-5 if device.type == "cpu" else 5e-3  # other devices round convolutions to TF32
+
+
+def doubtful(logits: Tensor) -> Tensor:
+    """Where the two best logits (..., K) are so close that rounding may swap them: (...) bool."""
+    if logits.shape[-1] < 2:
+        return torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+    best, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return best - second <= rounding(logits.device) * logits.abs().amax(-1)
+
+
 def patch_size(patch: Patch, shape: Size) -> Size:
     """Height and width in pixels of a patch on images of ``shape`` (height, width).
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robust.defenses.patch.certificates import Certificates, Patch, Size, patch_size
+from robust.defenses.patch.certificates import Certificates, Patch, Size, doubtful, patch_size
 from robust.defenses.patch.masking import kept, masks
 from robust.errors import InputError
 from robust.models import evaluating
@@ -77,13 +77,14 @@ class MaskedClassifier(nn.Module):
     def certify(self, images: Tensor) -> Certificates:
         """Algorithm 2 on clean images (N, C, H, W) in [0, 1]: whether every pair of masks leaves one prediction.
 
-        ``predicted`` is that of algorithm 1 on the same image. Passes are those of the certificate alone.
+        A view whose two best logits are closer than rounding can tell counts as one that differs. ``predicted`` is that
+        of algorithm 1 on the same image. Passes are those of the certificate alone.
         """
         looks = self._looks(images)
         with evaluating(self.model):
             single = looks.single()
             found = single.argmax(2).cpu()
-            agree = (found == found[:, :1]).all(1)
+            agree = ((found == found[:, :1]) & ~doubtful(single).cpu()).all(1)
             asked = agree.nonzero().squeeze(1) if self.early else torch.arange(len(images))
             certified = torch.zeros(len(images), dtype=torch.bool)
             certified[asked] = self._pairs_agree(looks, asked, single)
@@ -144,7 +145,7 @@ class MaskedClassifier(nn.Module):
         margin = _margins(logits, label[:, None].expand(-1, logits.shape[1]))
         first, second = torch.triu_indices(logits.shape[1], logits.shape[1], 1)
         order = (margin[:, first] + margin[:, second]).argsort(1)
-        return looks.unanimous(asked, first[order], second[order], label)
+        return looks.unanimous(asked, first[order], second[order], label, surely=True)
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -177,8 +178,10 @@ class _Looks:
         found = self._logits(image, mask, mask)
         return found.view(n, count, found.shape[1])
 
-    def unanimous(self, image: Tensor, first: Tensor, second: Tensor, label: Tensor) -> Tensor:
+    def unanimous(self, image: Tensor, first: Tensor, second: Tensor, label: Tensor, surely: bool = False) -> Tensor:
         """Whether image ``image[q]`` is read as ``label[q]`` under all pairs ``first[q]``, ``second[q]``: (Q,) bool.
+
+        ``surely``: and would be whatever other views are in the batch.
 
         image and label (Q,), first and second (Q, pairs). All questions go on side by side, a few pairs at first, more
         later; one that has its answer asks no more.
@@ -191,8 +194,11 @@ class _Looks:
                 break
             piece = slice(start, start + size)
             a, b = first[asked, piece], second[asked, piece]
-            found = self._logits(image[asked].repeat_interleave(a.shape[1]), a.flatten(), b.flatten()).argmax(1)
-            holds[asked] &= (found.cpu().view_as(a) == label[asked, None]).all(1)
+            logits = self._logits(image[asked].repeat_interleave(a.shape[1]), a.flatten(), b.flatten())
+            read = logits.argmax(1).cpu().view_as(a) == label[asked, None]
+            if surely:
+                read &= ~doubtful(logits).cpu().view_as(a)
+            holds[asked] &= read.all(1)
             start, size = start + size, 2 * size
         return holds
 
