@@ -125,7 +125,7 @@ def make_patch(
         counted, test, torch.full((len(test),), truth), goal, patch, result.cover, where.region, seen, draws=draws,
         boxes=where.boxes(test), seed=seed + 1,
     )  # fmt: skip
-    middle, where_best = places(counted, train, test, truth, goal, patch, result.cover, where, mask, seen, seed)
+    middle, where_best = places(counted, train, test, truth, goal, patch, result.cover, where, seen, seed)
     record = {
         "schema_version": 1, **circumstances(), "command": command,
         "model": describe_model(model, network, classes, name).model_dump(),
