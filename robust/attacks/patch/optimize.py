@@ -36,8 +36,8 @@ class PatchAttack:
     """
 
     steps: int = 300
-    batch: int = 64
-    rate: float = 0.1
+    batch: int = 32
+    rate: float = 0.2
     loss: str = "margin"
     enough: float = 5.0
     nps: float = 0.0
@@ -62,13 +62,15 @@ class PatchAttack:
 class PatchResult:
     """patch: (C, h, w) in [0, 1], or (N, C, h, w) where there is one per image. cover: (h, w), what of it is patch.
 
-    history: per step the share of the batch's images that it misled, before the step.
+    history, gains: per step the share of the batch's images that it misled and the mean loss that it maximizes, before
+    the step.
     """
 
     patch: Tensor
     cover: Tensor
     region: Region
     history: list[float]
+    gains: list[float]
 
 
 State = dict[str, Any]
@@ -104,16 +106,7 @@ def train_patch(
     """
     attack, conditions = attack or PatchAttack(), conditions or Conditions()
     labels = check_source(images, labels, target)
-    scene = _Scene(
-        model,
-        images.detach(),
-        labels,
-        target,
-        region,
-        conditions,
-        check_boxes(boxes, images) if boxes is not None else whole(images),
-        attack,
-    )
+    scene = _Scene.of(model, images, labels, target, region, conditions, boxes, attack)
     with torch.inference_mode(False), evaluating(model):
         if attack.per_image:
             return _each(scene, initial, progress or Silent(), state, keep)
@@ -126,7 +119,7 @@ def train_patch(
             progress.advance(1)
             if keep is not None and run.step % keep_every == 0:
                 keep(run.state())
-    return PatchResult(run.patch[0].detach(), scene.cover, region, run.history)
+    return PatchResult(run.patch[0].detach(), scene.cover, region, run.history, run.gains)
 
 
 def check_source(images: Tensor, labels: Tensor, target: int | None) -> Tensor:
@@ -152,20 +145,21 @@ class _Run:
     square: Tensor
     step: int
     history: list[float]
+    gains: list[float]
 
     @staticmethod
     def start(patch: Tensor) -> _Run:
-        return _Run(patch, torch.zeros_like(patch), torch.zeros_like(patch), 0, [])
+        return _Run(patch, torch.zeros_like(patch), torch.zeros_like(patch), 0, [], [])
 
     @staticmethod
     def resumed(state: State) -> _Run:
         patch, mean, square = (state[name].clone() for name in ("patch", "mean", "square"))
-        return _Run(patch, mean, square, int(state["step"]), list(state["history"]))
+        return _Run(patch, mean, square, int(state["step"]), list(state["history"]), list(state["gains"]))
 
     def state(self) -> State:
         return {
             "patch": self.patch.clone(), "mean": self.mean.clone(), "square": self.square.clone(),
-            "step": self.step, "history": list(self.history),
+            "step": self.step, "history": list(self.history), "gains": list(self.gains),
         }  # fmt: skip
 
 
@@ -180,11 +174,30 @@ class _Scene:
     region: Region
     conditions: Conditions
     boxes: Tensor
+    seeds: Tensor
+    light: Tensor | None
+    cover: Tensor
     attack: PatchAttack
 
-    @property
-    def cover(self) -> Tensor:
-        return self.region.cover((self.images.shape[-2], self.images.shape[-1])).to(self.images)
+    @staticmethod
+    def of(
+        model: Model, images: Tensor, labels: Tensor, target: int | None, region: Region,
+        conditions: Conditions, boxes: Tensor | None, attack: PatchAttack,
+    ) -> _Scene:  # fmt: skip
+        images = images.detach()
+        framed = whole(images) if boxes is None else check_boxes(boxes, images)
+        return _Scene(
+            model, images, labels, target, region, conditions, framed, image_seeds(images, attack.seed),
+            light_on(images, framed) if conditions.relit else None,
+            region.cover((images.shape[-2], images.shape[-1])).to(images), attack,
+        )  # fmt: skip
+
+    def part(self, rows: slice) -> _Scene:
+        light = None if self.light is None else self.light[rows]
+        return replace(
+            self, images=self.images[rows], labels=self.labels[rows], boxes=self.boxes[rows],
+            seeds=self.seeds[rows], light=light,
+        )  # fmt: skip
 
     def advance(self, run: _Run) -> None:
         """One step of Adam up the mean loss of the next batch."""
@@ -209,6 +222,7 @@ class _Scene:
         if gradient is None:
             raise NoGradientError("no gradient reaches the patch: the output does not depend on the input")
         run.history.append(float(goal.met(logits.detach()).float().mean()))
+        run.gains.append(float(gain.detach().mean()))
         run.step += 1
         run.mean = 0.9 * run.mean + 0.1 * gradient
         run.square = 0.99 * run.square + 0.01 * gradient.square()
@@ -218,12 +232,11 @@ class _Scene:
 
     def seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
         """The images of ``rows`` with the patch, under conditions of this step."""
-        images, boxes = self.images[rows], self.boxes[rows]
-        seeds = image_seeds(images, self.attack.seed)
-        corners = in_pixels(self.region.draw(seeds, step).corners, boxes)
-        light = light_on(images, boxes) if self.conditions.relit else None
+        seeds = self.seeds[rows]
+        corners = in_pixels(self.region.draw(seeds, step).corners, self.boxes[rows])
+        light = None if self.light is None else self.light[rows]
         textures = patch[0] if len(patch) == 1 else patch
-        return apply(paste(images, textures, self.cover, corners, light), self.conditions.draw(seeds, step))
+        return apply(paste(self.images[rows], textures, self.cover, corners, light), self.conditions.draw(seeds, step))
 
     def _goal(self, rows: Tensor) -> Goal:
         labels = self.labels[rows]
@@ -267,20 +280,23 @@ def _each(
     """One patch per image, batch after batch, each for all steps."""
     attack, n = scene.attack, len(scene.images)
     done = state["patch"].clone() if state else scene.images.new_empty(0, scene.images.shape[1], *scene.cover.shape)
-    history: list[list[float]] = list(state["history"]) if state else []
+    # Sums over the images, step by step.
+    history = list(state["history"]) if state else [0.0] * attack.steps
+    gains = list(state["gains"]) if state else [0.0] * attack.steps
     progress.stage("patches", n)
     progress.advance(len(done))
     while len(done) < n:
-        rows = slice(len(done), len(done) + attack.batch)
-        part = replace(scene, images=scene.images[rows], labels=scene.labels[rows], boxes=scene.boxes[rows])
-        start = _first(part, initial).patch.expand(len(part.images), *done.shape[1:])
-        run = _Run.start(start.clone())
+        part = scene.part(slice(len(done), len(done) + attack.batch))
+        count = len(part.images)
+        run = _Run.start(_first(part, initial).patch.repeat(count, 1, 1, 1))
         while run.step < attack.steps:
             part.advance(run)
         done = torch.cat([done, run.patch])
-        history.append(run.history)
-        progress.advance(len(part.images))
+        history = [total + count * value for total, value in zip(history, run.history, strict=True)]
+        gains = [total + count * value for total, value in zip(gains, run.gains, strict=True)]
+        progress.advance(count)
         if keep is not None:
-            keep({"patch": done, "history": history})
-    means = [sum(values) / len(values) for values in zip(*history, strict=True)]
-    return PatchResult(done, scene.cover, scene.region, means)
+            keep({"patch": done, "history": history, "gains": gains})
+    return PatchResult(
+        done, scene.cover, scene.region, [value / n for value in history], [value / n for value in gains]
+    )
