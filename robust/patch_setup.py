@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, octagon, stickers
+from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, layouts, octagon, stickers
 from robust.data import ImageSet, load_data
 from robust.errors import InputError, unknown
 
@@ -123,13 +123,15 @@ class Spot:
     """Where on the sign a patch may lie.
 
     region: in the frame of ``boxes``. share: of the image's side, how much that frame takes in its middle; width: how
-    wide it is, in widths of the sign. area: what the patch covers of the sign's, in [0, 1].
+    wide it is, in widths of the sign. area: what the patch covers of the sign's, in [0, 1]. layouts: for stickers, the
+    masks among which the region is still to be chosen.
     """
 
     region: Region
     share: float
     width: float
     area: float
+    layouts: tuple[Tensor, ...] = ()
 
     def on_sign(self, value: float) -> float:
         """A coordinate of the frame's unit square in that of the flat sign's."""
@@ -142,11 +144,15 @@ class Spot:
         return images.new_tensor([low * width, low * height, high * width, high * height]).expand(len(images), 4)
 
 
-def spot(kind: str, mask: str, area: float, sign_share: float, count: int, size: tuple[int, int]) -> Spot:
+def spot(
+    kind: str, mask: str, area: float, sign_share: float, count: int, tried: int, size: tuple[int, int]
+) -> Spot:  # fmt: skip
     """Where a patch of ``kind`` lies on a sign that takes ``sign_share`` of the image's side.
 
     ``mask``: the sign's shape, or for stickers a file that marks in an image of ``size`` what they may change.
-    ``area``: of the sign's. Raises InputError where they do not fit.
+    ``area``: of the sign's. ``tried``: layouts of stickers to choose from, 1 for the usual one.
+
+    Raises InputError where they do not fit.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -165,8 +171,14 @@ def spot(kind: str, mask: str, area: float, sign_share: float, count: int, size:
         return Spot(region, 1.0, 1 / sign_share, covered)
     sign = flat_sign(mask)
     if kind == "stickers":
-        fitted = stickers(sign, area, count)
-        return Spot(OnSign(fitted), sign_share, 1.0, float(fitted.mean() / sign.mean()))
+        if tried < 1:
+            raise InputError(f"--layouts {tried}: give at least 1")
+        usual, masks = stickers(sign, area, count), layouts(sign, area, count) if tried > 1 else []
+        # Evenly through all of them: neighbors in the list lie alike.
+        chosen = masks[:: max(1, -(-len(masks) // max(1, tried - 1)))]
+        return Spot(
+            OnSign(usual), sign_share, 1.0, float(usual.mean() / sign.mean()), (usual, *chosen) if chosen else ()
+        )  # fmt: skip
     # The frame is the largest square on the sign, so that the patch is on the sign wherever it lies.
     inner = SHAPES[mask]
     whole = area * float(sign.mean()) / inner**2
