@@ -61,11 +61,12 @@ def make_patch(
     model: str | Path | nn.Module, data: Any, *, source: str, target: str | None = None, train_data: Any = None,
     kind: str = "universal", area: float = 0.1, mask: str = "octagon", sign_share: float = 0.8, count: int = 2,
     layouts: int = 24, conditions: str | Conditions = "physical", steps: int = 300, batch: int = 32,
-    nps: float = 0.0, tv: float = 0.0, palette: str | Path | None = None, draws: int = 5, limit: int | None = None, photos: str | Path | None = None,
-    distances: Sequence[float] = DISTANCES, angles: Sequence[float] = ANGLES, size_cm: float | None = None,
-    dpi: int = 300, seed: int = 0, device: str = "auto", out: str | Path, weights: str | Path | None = None,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, resize: tuple[int, int] | None = None,
-    trust: bool = False, name: str | None = None, command: str | None = None, progress: Progress | None = None,
+    nps: float = 0.0, tv: float = 0.0, palette: str | Path | None = None, draws: int = 5,
+    limit: int | None = None, photos: str | Path | None = None, distances: Sequence[float] = DISTANCES,
+    angles: Sequence[float] = ANGLES, size_cm: float | None = None, dpi: int = 300, seed: int = 0,
+    device: str = "auto", out: str | Path, weights: str | Path | None = None, mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None, resize: tuple[int, int] | None = None, trust: bool = False,
+    name: str | None = None, command: str | None = None, progress: Progress | None = None,
 ) -> Patching:  # fmt: skip
     """Make a patch that a model takes for another class, and measure it on images that it was not made on.
 
