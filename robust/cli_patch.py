@@ -105,7 +105,8 @@ def patch(
                 model, data, source=source, target=target, train_data=train_data, kind=kind, area=share, mask=mask,
                 sign_share=sign_share, count=count, layouts=layouts, conditions=conditions, steps=steps,
                 batch=batch, nps=nps, tv=tv, palette=palette, draws=draws, limit=limit, photos=photos,
-                distances=far or (), angles=sides or (), size_cm=size_cm, dpi=dpi, seed=seed, device=device, out=folder, weights=weights,
+                distances=far or (), angles=sides or (), size_cm=size_cm, dpi=dpi, seed=seed,
+                device=device, out=folder, weights=weights,
                 mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size, trust=trust,
                 command=command_line(), progress=progress,
             )  # fmt: skip
