@@ -39,7 +39,7 @@ def patch(
     kind: Annotated[
         str,
         typer.Option(
-            help="universal: one patch, anywhere on the sign; stickers: at fixed places on it; per-image: one each."
+            help="universal: one patch, anywhere on the sign; stickers: where they do most; per-image: one each."
         ),
     ] = "universal",
     area: Annotated[str, typer.Option(help="Share of the sign that it covers.")] = "10%",
@@ -47,12 +47,13 @@ def patch(
         str, typer.Option(help="The sign: octagon, circle or rectangle; or a picture, white where stickers may lie.")
     ] = "octagon",
     sign_share: Annotated[float, typer.Option(help="Share of the image's side that the sign takes.")] = 0.8,
-    count: Annotated[int, typer.Option(help="How many stickers.")] = 2,
+    count: Annotated[int, typer.Option(help="How many stickers; 1 is a patch at a fixed place.")] = 2,
+    layouts: Annotated[int, typer.Option(help="Layouts of stickers to choose from; 1 takes the usual one.")] = 24,
     conditions: Annotated[
         str, typer.Option(help="Distance, angle, light, blur, noise and JPEG to withstand: none, mild or physical.")
     ] = "physical",
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 300,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 32,
     nps: Annotated[float, typer.Option(help="Weight of printability; above 0, only printable colors are used.")] = 0.0,
     tv: Annotated[float, typer.Option(help="Weight of smoothness (total variation).")] = 0.0,
     palette: Annotated[
@@ -94,17 +95,18 @@ def patch(
     from robust.progress import terminal_progress
 
     settings = (
-        data, source, target, train_data, kind, share, mask, sign_share, count, conditions, steps, batch, nps, tv,
-        palette, seed, weights, resize,
+        data, source, target, train_data, kind, share, mask, sign_share, count, layouts, conditions, steps, batch,
+        nps, tv, palette, seed, weights, mean, std, resize,
     )  # fmt: skip
     folder = out or folder_of("robust-patches", model, *map(str, settings))
     try:
         with terminal_progress() as progress:
             made = make_patch(
                 model, data, source=source, target=target, train_data=train_data, kind=kind, area=share, mask=mask,
-                sign_share=sign_share, count=count, conditions=conditions, steps=steps, batch=batch, nps=nps, tv=tv,
-                palette=palette, draws=draws, limit=limit, photos=photos, distances=far or (), angles=sides or (),
-                size_cm=size_cm, dpi=dpi, seed=seed, device=device, out=folder, weights=weights,
+                sign_share=sign_share, count=count, layouts=layouts, conditions=conditions, steps=steps,
+                batch=batch, nps=nps, tv=tv, palette=palette, draws=draws, limit=limit, photos=photos,
+                distances=far or (), angles=sides or (), size_cm=size_cm, dpi=dpi, seed=seed,
+                device=device, out=folder, weights=weights,
                 mean=numbers_of("--mean", mean), std=numbers_of("--std", std), resize=size, trust=trust,
                 command=command_line(), progress=progress,
             )  # fmt: skip

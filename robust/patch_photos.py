@@ -16,7 +16,7 @@ from robust.photos.animation import approach, as_gif
 from robust.photos.camera import Camera
 from robust.photos.composing import Print, centered, composed
 from robust.photos.outline import flat_corners
-from robust.photos.photographs import Photograph, inside
+from robust.photos.photographs import Photograph
 from robust.photos.printable import Piece, pieces, write_pdf, write_png
 from robust.photos.sheet import Look, contact_sheet
 from robust.photos.trial import CLEAN, Trial, try_photographs, with_prints
@@ -32,16 +32,10 @@ SIGN_CM = 75.0
 def as_print(patch: Tensor, cover: Tensor, spot: Spot, middle: tuple[float, float]) -> Print:
     """A patch (C, h, w) as it is stuck on the sign; one that may lie anywhere gets its middle at ``middle``."""
     colors = (patch if patch.shape[0] == 3 else patch[:1].expand(3, -1, -1)).permute(1, 2, 0).double().cpu().numpy()
-    on_sign = np.array(spot.on_sign)
+    width = spot.width
     if isinstance(spot.region, Anywhere):
-        on_sign = on_sign @ centered(spot.region.side, middle)
-    return Print(colors, cover.double().cpu().numpy(), on_sign)
-
-
-def fits_on_sign(side: float, middle: tuple[float, float], shape: str) -> bool:
-    """Whether a square of ``side`` around ``middle`` lies wholly on a flat sign, the unit square."""
-    corners = np.array(middle) + side / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    return bool(inside(corners, shape).all())
+        width *= spot.region.side
+    return Print(colors, cover.double().cpu().numpy(), centered(width, middle))
 
 
 def width_on_sign(print_: Print) -> float:

@@ -22,8 +22,7 @@ from robust.attacks.patch import (
 )  # fmt: skip
 from robust.counting import Passes
 from robust.models import evaluating
-from robust.patch_photos import fits_on_sign
-from robust.patch_setup import SHAPES, Spot, class_name
+from robust.patch_setup import Spot, class_name
 from robust.randomness import image_seeds
 from robust.reports.patch import Shown
 
@@ -68,13 +67,12 @@ def cost(made: Passes, all_: Passes, seconds: float) -> dict[str, Any]:
 
 def places(
     model: nn.Module, train: Tensor, test: Tensor, truth: int, goal: int | None, patch: Tensor, cover: Tensor,
-    where: Spot, mask: str, conditions: Conditions, seed: int,
+    where: Spot, conditions: Conditions, seed: int,
 ) -> tuple[tuple[float, float] | None, dict[str, Any] | None]:  # fmt: skip
-    """For a patch that may lie anywhere: where it works best on the images it was made on, and how well it works at
-    each place on the others. None and None for any other patch."""
+    """For a patch that may lie anywhere: the middle, on the flat sign, where it works best on the images it was made
+    on; and how well it works at each place on the others. None and None for any other patch."""
     if not isinstance(where.region, Anywhere) or patch.dim() == 4:
         return None, None
-    shape = mask if mask in SHAPES else "octagon"
     maps = []
     for images in (train[:_MAPPED], test[:_MAPPED]):
         rates, middles = placement_map(
@@ -82,17 +80,12 @@ def places(
             grid=_GRID, boxes=where.boxes(images), seed=seed + 2,
         )  # fmt: skip
         maps.append(rates.nan_to_num(0.0))
-    spots = [
-        (x, y)
-        for y in range(_GRID)
-        for x in range(_GRID)
-        if fits_on_sign(where.region.side, (float(middles[x]), float(middles[y])), shape)
-    ]
-    best = max(spots, key=lambda at: float(maps[0][at[1], at[0]])) if spots else (_GRID // 2, _GRID // 2)
-    middle = (float(middles[best[0]]), float(middles[best[1]]))
+    best = divmod(int(maps[0].argmax()), _GRID)
+    found = [where.on_sign(float(value)) for value in middles]
+    middle = (found[best[1]], found[best[0]])
     record = {
-        "middles": [float(value) for value in middles], "success": maps[1].tolist(), "best": list(best),
-        "images": min(_MAPPED, len(test)), "side": where.region.side,
+        "middles": found, "success": maps[1].tolist(), "images": min(_MAPPED, len(test)),
+        "side": where.region.side * where.width,
     }  # fmt: skip
     return middle, record
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, octagon, stickers
+from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, layouts, octagon, stickers
 from robust.data import ImageSet, load_data
 from robust.errors import InputError, unknown
 
 KINDS = ("universal", "stickers", "per-image")
-SHAPES = ("octagon", "circle", "rectangle")
+# The sign's shapes, and the side of the largest upright square that lies on each, as a share of the sign's width.
+SHAPES = {"octagon": math.sqrt(0.5), "circle": math.sqrt(0.5), "rectangle": 1.0}
 LEAST = 8  # images of the source class, to make a patch on and to measure it on
 _TEXTURE = 64  # pixels across the sign: finer than most models see, coarse enough to print
 _TURN = 10.0  # degrees by which a patch may be stuck on askew
@@ -120,15 +122,20 @@ def _shared(first: Tensor, second: Tensor) -> int:
 class Spot:
     """Where on the sign a patch may lie.
 
-    region: in the frame of ``boxes``. share: of the image's side, how much the region's frame takes in its middle.
-    on_sign: 3 x 3 nested list, from that frame's unit square to the flat sign's. area: of the sign's, in [0, 1].
+    region: in the frame of ``boxes``. share: of the image's side, how much that frame takes in its middle; width: how
+    wide it is, in widths of the sign. area: what the patch covers of the sign's, in [0, 1]. layouts: for stickers, the
+    masks among which the region is still to be chosen.
     """
 
     region: Region
     share: float
-    on_sign: list[list[float]]
+    width: float
     area: float
-    sign: Tensor
+    layouts: tuple[Tensor, ...] = ()
+
+    def on_sign(self, value: float) -> float:
+        """A coordinate of the frame's unit square in that of the flat sign's."""
+        return 0.5 + self.width * (value - 0.5)
 
     def boxes(self, images: Tensor) -> Tensor:
         """Each image's frame, (N, 4): x0, y0, x1, y1 in pixels."""
@@ -137,11 +144,15 @@ class Spot:
         return images.new_tensor([low * width, low * height, high * width, high * height]).expand(len(images), 4)
 
 
-def spot(kind: str, mask: str, area: float, sign_share: float, count: int, size: tuple[int, int]) -> Spot:
+def spot(
+    kind: str, mask: str, area: float, sign_share: float, count: int, tried: int, size: tuple[int, int]
+) -> Spot:  # fmt: skip
     """Where a patch of ``kind`` lies on a sign that takes ``sign_share`` of the image's side.
 
     ``mask``: the sign's shape, or for stickers a file that marks in an image of ``size`` what they may change.
-    ``area``: of the sign's. Raises InputError where they do not fit.
+    ``area``: of the sign's. ``tried``: layouts of stickers to choose from, 1 for the usual one.
+
+    Raises InputError where they do not fit.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -149,24 +160,31 @@ def spot(kind: str, mask: str, area: float, sign_share: float, count: int, size:
         raise InputError(f"--sign-share {sign_share:g}: give the share of the image's side that the sign takes, 0 to 1")
     if not 0 < area < 1:
         raise InputError(f"--area {area:g}: give a share of the sign's area such as 10%")
-    identity = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     if mask not in SHAPES:
         if not Path(mask).exists() and "." not in mask and "/" not in mask:
-            raise unknown("mask", mask, (*SHAPES, "or a file"))
+            raise unknown("mask", mask, SHAPES)
         if kind != "stickers":
             raise InputError(f"--mask {mask}: a file marks where stickers lie; give it with --kind stickers")
         region = OnSign(from_file(mask))
         region.cover(size)
-        scale, shift = 1 / sign_share, 0.5 - 0.5 / sign_share
-        sign = flat_sign("octagon")
-        placed = [[scale, 0.0, shift], [0.0, scale, shift], [0.0, 0.0, 1.0]]
-        return Spot(region, 1.0, placed, region.area / (float(sign.mean()) * sign_share**2), sign)
+        covered = region.area / (float(flat_sign("octagon").mean()) * sign_share**2)
+        return Spot(region, 1.0, 1 / sign_share, covered)
     sign = flat_sign(mask)
     if kind == "stickers":
-        fitted = stickers(sign, area, count)
-        return Spot(OnSign(fitted), sign_share, identity, float(fitted.mean() / sign.mean()), sign)
-    whole = area * float(sign.mean())
-    return Spot(Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN), sign_share, identity, area, sign)
+        if tried < 1:
+            raise InputError(f"--layouts {tried}: give at least 1")
+        usual, masks = stickers(sign, area, count), layouts(sign, area, count) if tried > 1 else []
+        # Evenly through all of them: neighbors in the list lie alike.
+        chosen = masks[:: max(1, -(-len(masks) // max(1, tried - 1)))]
+        return Spot(
+            OnSign(usual), sign_share, 1.0, float(usual.mean() / sign.mean()), (usual, *chosen) if chosen else ()
+        )  # fmt: skip
+    # The frame is the largest square on the sign, so that the patch is on the sign wherever it lies.
+    inner = SHAPES[mask]
+    whole = area * float(sign.mean()) / inner**2
+    if whole >= 1:
+        raise InputError(f"--area {area:.0%}: a patch of that size is larger than what fits on the sign; lower it")
+    return Spot(Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN), sign_share * inner, inner, area)
 
 
 def flat_sign(shape: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from robust.attacks.patch import (
     Conditions,
+    OnSign,
     PatchAttack,
     PatchResult,
     Region,
+    choose_layout,
     default_palette,
     load_palette,
     measure_patch,
@@ -58,12 +60,13 @@ class Patching:
 def make_patch(
     model: str | Path | nn.Module, data: Any, *, source: str, target: str | None = None, train_data: Any = None,
     kind: str = "universal", area: float = 0.1, mask: str = "octagon", sign_share: float = 0.8, count: int = 2,
-    conditions: str | Conditions = "physical", steps: int = 300, batch: int = 64, nps: float = 0.0, tv: float = 0.0,
-    palette: str | Path | None = None, draws: int = 5, limit: int | None = None, photos: str | Path | None = None,
-    distances: Sequence[float] = DISTANCES, angles: Sequence[float] = ANGLES, size_cm: float | None = None,
-    dpi: int = 300, seed: int = 0, device: str = "auto", out: str | Path, weights: str | Path | None = None,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, resize: tuple[int, int] | None = None,
-    trust: bool = False, name: str | None = None, command: str | None = None, progress: Progress | None = None,
+    layouts: int = 24, conditions: str | Conditions = "physical", steps: int = 300, batch: int = 32,
+    nps: float = 0.0, tv: float = 0.0, palette: str | Path | None = None, draws: int = 5,
+    limit: int | None = None, photos: str | Path | None = None, distances: Sequence[float] = DISTANCES,
+    angles: Sequence[float] = ANGLES, size_cm: float | None = None, dpi: int = 300, seed: int = 0,
+    device: str = "auto", out: str | Path, weights: str | Path | None = None, mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None, resize: tuple[int, int] | None = None, trust: bool = False,
+    name: str | None = None, command: str | None = None, progress: Progress | None = None,
 ) -> Patching:  # fmt: skip
     """Make a patch that a model takes for another class, and measure it on images that it was not made on.
 
@@ -73,7 +76,8 @@ def make_patch(
         train_data: images to make the patch on. Default: a half of those in ``data``, and the other half measures it.
         kind: ``universal``, anywhere on the sign; ``stickers``, still on the sign; ``per-image``, another patch each.
         area: of the sign's. mask: the sign's shape, or a file of what stickers may change. sign_share: of the image's
-            side, how much the sign takes. count: of stickers.
+            side, how much the sign takes. count: of stickers. layouts: of them to choose from, 1 for the usual
+            one.
         conditions: a preset or a distribution of distance, angle, light, blur, noise and compression.
         steps, batch, nps, tv, palette: of the optimizer; with ``nps`` the patch is snapped to printable colors.
         draws: times that each image is seen. limit: measure a random sample of so many images.
@@ -101,7 +105,7 @@ def make_patch(
     goal = None if target is None else class_of("--target", target, names, classes)
     if goal == truth:
         raise InputError(f"--target {target}: is the source's own class; give another, or none for any other")
-    where = spot(kind, mask, area, sign_share, count, (sources.test.shape[2], sources.test.shape[3]))
+    where = spot(kind, mask, area, sign_share, count, layouts, (sources.test.shape[2], sources.test.shape[3]))
     where.region.cover((sources.test.shape[2], sources.test.shape[3]))
     if inks is not None and sources.test.shape[1] != 3:
         raise InputError(f"--nps {nps:g}: printable colors need color images, not {sources.test.shape[1]} channels")
@@ -111,11 +115,12 @@ def make_patch(
     train, test = sources.train.to(place), sources.test.to(place)
     ours = {
         "model": identify(network), "target": goal, "source": truth, "kind": kind, "area": area, "mask": str(mask),
-        "sign_share": sign_share, "count": count, "conditions": plain(seen), "steps": steps, "batch": batch,
-        "nps": nps, "tv": tv, "palette": None if inks is None else inks.tolist(), "seed": seed,
+        "sign_share": sign_share, "count": count, "layouts": layouts, "conditions": plain(seen), "steps": steps,
+        "batch": batch,        "nps": nps, "tv": tv, "palette": None if inks is None else inks.tolist(), "seed": seed,
     }  # fmt: skip
     mark = fingerprint(ours, train)
     result = _made(counted, train, truth, goal, where, seen, attack, mark, folder, progress)
+    where = replace(where, region=result.region)
     patch = result.patch if inks is None else printed(result.patch, inks)
     patch = (patch * 255).round() / 255  # what is printed has 8 bits
     spent, made_in = counted.passes, time.perf_counter() - started
@@ -125,7 +130,7 @@ def make_patch(
         counted, test, torch.full((len(test),), truth), goal, patch, result.cover, where.region, seen, draws=draws,
         boxes=where.boxes(test), seed=seed + 1,
     )  # fmt: skip
-    middle, where_best = places(counted, train, test, truth, goal, patch, result.cover, where, mask, seen, seed)
+    middle, where_best = places(counted, train, test, truth, goal, patch, result.cover, where, seen, seed)
     record = {
         "schema_version": 1, **circumstances(), "command": command,
         "model": describe_model(model, network, classes, name).model_dump(),
@@ -165,17 +170,29 @@ def _made(
     model: nn.Module, train: Tensor, truth: int, goal: int | None, where: Spot, seen: Conditions, attack: PatchAttack,
     mark: str, folder: Path, progress: Progress,
 ) -> PatchResult:  # fmt: skip
-    """The patch, gone on with where an earlier run left it."""
+    """The patch, gone on with where an earlier run left it; of stickers, where they lie is chosen first."""
+    labels, boxes = torch.full((len(train),), truth), where.boxes(train)
+    state = load_state(mark, folder, train.device) or {}
+    mask, region = state.pop("mask", None), where.region
+    if where.layouts:
+        if mask is None:
+            progress.line(f"choosing where {where.area:.0%} of the sign does most, of {len(where.layouts)} layouts")
+            masks = list(where.layouts)
+            region, _ = choose_layout(
+                model, train, labels, goal, masks, seen, attack, boxes=boxes, progress=progress
+            )  # fmt: skip
+            save_state({"mask": region.mask}, mark, folder)
+        else:
+            region = OnSign(mask)
 
     def keep(state: dict[str, Any]) -> None:
-        save_state(state, mark, folder)
+        save_state({**state, "mask": region.mask} if isinstance(region, OnSign) else state, mark, folder)
 
-    state = load_state(mark, folder, train.device)
-    if state is not None and not attack.per_image:
+    if "step" in state:
         progress.line(f"going on after step {state['step']} of {attack.steps}")
     return train_patch(
-        model, train, torch.full((len(train),), truth), goal, where.region, seen, attack, boxes=where.boxes(train),
-        progress=progress, state=state, keep=keep, keep_every=min(20, attack.steps),
+        model, train, labels, goal, region, seen, attack, boxes=boxes, progress=progress, state=state or None,
+        keep=keep, keep_every=min(20, attack.steps),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robust.errors import InputError
+from robust.models import load_model
 from robust.photos import Print, centered, composed, load_photographs, photograph, pieces, try_photographs
 from robust.photos.animation import LARGEST, approach, as_gif
 from robust.photos.camera import Camera, View, crop, fitted, scene, window
@@ -20,7 +21,7 @@ from robust.photos.outline import RIM, Floats, corners, flat_corners, homography
 from robust.photos.photographs import Photograph, inside
 from robust.photos.printable import raster, write_pdf, write_png
 from robust.photos.sheet import Look, contact_sheet
-from robust.photos.trial import with_prints
+from robust.photos.trial import readings, with_prints
 
 _SIDE = 160
 _RED, _WHITE, _GREEN = (0.8, 0.1, 0.15), (0.9, 0.9, 0.9), (0.3, 0.5, 0.25)
@@ -276,3 +277,20 @@ def test_real_stop_signs_are_all_found(robust_data: Path) -> None:
     for held in found:
         # They are cut close around the sign, which therefore takes most of the frame.
         assert 0.9 < held.width / max(held.pixels.shape[:2]) < 1.05, held.name
+
+
+def test_published_perturbations_read_as_published(robust_data: Path) -> None:
+    """Eykholt et al. (CVPR 2018) on their own photographs: stickers fool 36 of 40, the poster all of them."""
+    folder, stop, speed_limit_45 = robust_data / "us_stop_signs", 14, 12
+    model = load_model(f"{robust_data / 'zoo.py'}:lisa_cnn")
+
+    def picture(file: Path) -> Tensor:
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+
+    signs = torch.stack([picture(folder / "px32" / f"{held.name}.png") for held in load_photographs(folder)])
+    assert (readings(model, signs)[0] == stop).all()
+    for name, mask, fooled in (("sticker", "uniform_rectangles_32", 36), ("poster", "octagon_32", 40)):
+        noise = torch.from_numpy(np.load(folder / "lisa_cnn" / f"{name}_noise_hwc.npy")).permute(2, 0, 1)
+        seen = (signs + noise * picture(folder / "masks" / f"{mask}.png")).clamp(0, 1).float()
+        assert (readings(model, seen)[0] == speed_limit_45).sum() == fooled
