@@ -1,0 +1,286 @@
+"""Patches made by gradient ascent over images, placements and conditions: universal, stickers, or one per image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import Goal, Model
+from robust.attacks.losses import LOSSES
+from robust.attacks.patch.placing import check_boxes, in_pixels, light_on, paste, whole
+from robust.attacks.patch.printing import non_printability, total_variation
+from robust.attacks.patch.regions import Region
+from robust.attacks.patch.transforms import Conditions, apply
+from robust.errors import InputError, NoGradientError, unknown
+from robust.models import evaluating
+from robust.progress import Progress, Silent
+from robust.randomness import image_seeds, uniform
+
+
+@dataclass(frozen=True)
+class PatchAttack:
+    """Settings of the optimizer.
+
+    steps: gradient steps. batch: images in each; every image has a placement and conditions of its own at each step.
+    rate: the step size at first, in [0, 1] pixel units, falling to a hundredth of it as a cosine.
+    loss: ``margin``, cut at ``enough`` so that images read wrong with that much margin in logits no longer pull, or
+        ``ce``.
+    nps, tv: weights of non-printability and total variation. palette: printable colors (K, 3).
+    per_image: one patch per image (LaVAN) instead of one for all; steps are then those of each image.
+    restarts: starting points; after a tenth of the steps the one that misleads best goes on. seed: of all draws.
+    """
+
+    steps: int = 300
+    batch: int = 64
+    rate: float = 0.1
+    loss: str = "margin"
+    enough: float = 5.0
+    nps: float = 0.0
+    tv: float = 0.0
+    palette: Tensor | None = None
+    per_image: bool = False
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("margin", "ce"):
+            raise unknown("patch loss", self.loss, ("margin", "ce"))
+        if self.steps < 1 or self.batch < 1 or self.restarts < 1:
+            raise InputError("a patch needs steps, batch and restarts of at least 1")
+        if not (self.rate > 0 and self.nps >= 0 and self.tv >= 0):
+            raise InputError("a patch needs rate > 0 and nps, tv >= 0")
+        if self.nps > 0 and self.palette is None:
+            raise InputError("non-printability needs a palette: see robust.attacks.patch.default_palette")
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """patch: (C, h, w) in [0, 1], or (N, C, h, w) where there is one per image. cover: (h, w), what of it is patch.
+
+    history: per step the share of the batch's images that it misled, before the step.
+    """
+
+    patch: Tensor
+    cover: Tensor
+    region: Region
+    history: list[float]
+
+
+State = dict[str, Any]
+
+
+def train_patch(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    target: int | None,
+    region: Region,
+    conditions: Conditions | None = None,
+    attack: PatchAttack | None = None,
+    *,
+    boxes: Tensor | None = None,
+    initial: Tensor | None = None,
+    progress: Progress | None = None,
+    state: State | None = None,
+    keep: Callable[[State], None] | None = None,
+    keep_every: int = 20,
+) -> PatchResult:
+    """A patch that makes ``model`` read images as ``target`` (None: as anything but their label).
+
+    Args:
+        images: (N, C, H, W) in [0, 1]; labels: (N,), their classes; none may be the target.
+        region: where it lies; conditions: seen how (None: as is); attack: the optimizer's settings.
+        boxes: (N, 4), x0 y0 x1 y1 in pixels: each image's frame for the region; None: the whole image.
+        initial: patch to start from instead of grey, of the texture's shape.
+        keep: called every ``keep_every`` steps with what ``state`` takes to go on: numbers and tensors.
+
+    The model's weights, flags and gradients and the global random state are left as they were. Raises InputError for
+    images, labels, target or boxes that do not fit; NoGradientError where no gradient reaches the input.
+    """
+    attack, conditions = attack or PatchAttack(), conditions or Conditions()
+    labels = check_source(images, labels, target)
+    scene = _Scene(
+        model,
+        images.detach(),
+        labels,
+        target,
+        region,
+        conditions,
+        check_boxes(boxes, images) if boxes is not None else whole(images),
+        attack,
+    )
+    with torch.inference_mode(False), evaluating(model):
+        if attack.per_image:
+            return _each(scene, initial, progress or Silent(), state, keep)
+        run = _Run.resumed(state) if state else _first(scene, initial)
+        progress = progress or Silent()
+        progress.stage("patch", attack.steps)
+        progress.advance(run.step)
+        while run.step < attack.steps:
+            scene.advance(run)
+            progress.advance(1)
+            if keep is not None and run.step % keep_every == 0:
+                keep(run.state())
+    return PatchResult(run.patch[0].detach(), scene.cover, region, run.history)
+
+
+def check_source(images: Tensor, labels: Tensor, target: int | None) -> Tensor:
+    """Labels as (N,) int64 on the images' device. Raises InputError for what makes no attack."""
+    if images.dim() != 4 or not images.is_floating_point() or not len(images):
+        raise InputError(f"a patch needs images (N, C, H, W) of floats, not {images.dtype} {tuple(images.shape)}")
+    if not (images.min() >= -1e-6 and images.max() <= 1 + 1e-6):
+        raise InputError("images must lie in [0, 1]: divide 8-bit images by 255")
+    given = torch.as_tensor(labels, device=images.device)
+    if given.is_floating_point() or given.shape != (len(images),):
+        raise InputError(f"labels must be {len(images)} class numbers, not {given.dtype} {tuple(given.shape)}")
+    if target is not None and bool((given == target).any()):
+        raise InputError(f"the target {target} is the source's own class: choose another target")
+    return given.long()
+
+
+@dataclass
+class _Run:
+    """A patch on its way: everything that the next step depends on."""
+
+    patch: Tensor  # (1 or N, C, h, w)
+    mean: Tensor
+    square: Tensor
+    step: int
+    history: list[float]
+
+    @staticmethod
+    def start(patch: Tensor) -> _Run:
+        return _Run(patch, torch.zeros_like(patch), torch.zeros_like(patch), 0, [])
+
+    @staticmethod
+    def resumed(state: State) -> _Run:
+        patch, mean, square = (state[name].clone() for name in ("patch", "mean", "square"))
+        return _Run(patch, mean, square, int(state["step"]), list(state["history"]))
+
+    def state(self) -> State:
+        return {
+            "patch": self.patch.clone(), "mean": self.mean.clone(), "square": self.square.clone(),
+            "step": self.step, "history": list(self.history),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What a patch is made for."""
+
+    model: Model
+    images: Tensor
+    labels: Tensor
+    target: int | None
+    region: Region
+    conditions: Conditions
+    boxes: Tensor
+    attack: PatchAttack
+
+    @property
+    def cover(self) -> Tensor:
+        return self.region.cover((self.images.shape[-2], self.images.shape[-1])).to(self.images)
+
+    def advance(self, run: _Run) -> None:
+        """One step of Adam up the mean loss of the next batch."""
+        attack = self.attack
+        patch = run.patch.detach().requires_grad_()
+        rows = self._rows(run.step)
+        with torch.enable_grad():
+            goal = self._goal(rows)
+            logits = self.model(self.seen(patch, rows, run.step))
+            gain = LOSSES[attack.loss](logits, goal)
+            if attack.loss == "margin":
+                gain = gain.clamp(max=attack.enough)
+            total = gain.mean() if not attack.per_image else gain.sum()
+            if attack.nps:
+                assert attack.palette is not None
+                total = total - attack.nps * non_printability(patch, self.cover, attack.palette).sum()
+            if attack.tv:
+                total = total - attack.tv * total_variation(patch, self.cover).sum()
+            if not total.requires_grad:
+                raise NoGradientError("no gradient reaches the patch: the model detaches, quantizes or has no gradient")
+            (gradient,) = torch.autograd.grad(total, patch, allow_unused=True)
+        if gradient is None:
+            raise NoGradientError("no gradient reaches the patch: the output does not depend on the input")
+        run.history.append(float(goal.met(logits.detach()).float().mean()))
+        run.step += 1
+        run.mean = 0.9 * run.mean + 0.1 * gradient
+        run.square = 0.99 * run.square + 0.01 * gradient.square()
+        direction = run.mean / (1 - 0.9**run.step) / ((run.square / (1 - 0.99**run.step)).sqrt() + 1e-8)
+        share = 0.01 + 0.99 * (1 + math.cos(math.pi * run.step / attack.steps)) / 2
+        run.patch = (patch.detach() + attack.rate * share * direction).clamp(0, 1)
+
+    def seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
+        """The images of ``rows`` with the patch, under conditions of this step."""
+        images, boxes = self.images[rows], self.boxes[rows]
+        seeds = image_seeds(images, self.attack.seed)
+        corners = in_pixels(self.region.draw(seeds, step).corners, boxes)
+        light = light_on(images, boxes) if self.conditions.relit else None
+        textures = patch[0] if len(patch) == 1 else patch
+        return apply(paste(images, textures, self.cover, corners, light), self.conditions.draw(seeds, step))
+
+    def _goal(self, rows: Tensor) -> Goal:
+        labels = self.labels[rows]
+        return Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
+
+    def _rows(self, step: int) -> Tensor:
+        """The images of a step: every one comes as often as the others, in an order new in each round."""
+        n = len(self.images)
+        if self.attack.per_image or n <= self.attack.batch:
+            return torch.arange(n, device=self.images.device)
+        places = torch.arange(step * self.attack.batch, (step + 1) * self.attack.batch, device=self.images.device)
+        rounds = torch.arange(int(places[0]) // n, int(places[-1]) // n + 1, device=places.device)
+        orders = uniform(rounds * 7919 + self.attack.seed, 5, (n,)).argsort(1)
+        return orders[places // n - rounds[0], places % n]
+
+
+def _first(scene: _Scene, initial: Tensor | None) -> _Run:
+    """The starting point; of several, the one that misleads best after a tenth of the steps."""
+    shape = (scene.images.shape[1], *scene.cover.shape)
+    if initial is not None:
+        if tuple(initial.shape) != shape:
+            raise InputError(f"the initial patch must have the shape {shape}, not {tuple(initial.shape)}")
+        return _Run.start(initial.detach().to(scene.images).clone()[None])
+    grey = torch.full((1, *shape), 0.5).to(scene.images)
+    runs = [_Run.start(grey)]
+    for index in range(1, scene.attack.restarts):
+        seeds = torch.tensor([scene.attack.seed * 1009 + index], device=grey.device)
+        runs.append(_Run.start(uniform(seeds, 6, shape).to(grey)))
+    if len(runs) == 1:
+        return runs[0]
+    trial = max(1, scene.attack.steps // 10)
+    for run in runs:
+        for _ in range(trial):
+            scene.advance(run)
+    return max(runs, key=lambda run: sum(run.history[-max(1, trial // 3) :]))
+
+
+def _each(
+    scene: _Scene, initial: Tensor | None, progress: Progress, state: State | None, keep: Callable[[State], None] | None
+) -> PatchResult:
+    """One patch per image, batch after batch, each for all steps."""
+    attack, n = scene.attack, len(scene.images)
+    done = state["patch"].clone() if state else scene.images.new_empty(0, scene.images.shape[1], *scene.cover.shape)
+    history: list[list[float]] = list(state["history"]) if state else []
+    progress.stage("patches", n)
+    progress.advance(len(done))
+    while len(done) < n:
+        rows = slice(len(done), len(done) + attack.batch)
+        part = replace(scene, images=scene.images[rows], labels=scene.labels[rows], boxes=scene.boxes[rows])
+        start = _first(part, initial).patch.expand(len(part.images), *done.shape[1:])
+        run = _Run.start(start.clone())
+        while run.step < attack.steps:
+            part.advance(run)
+        done = torch.cat([done, run.patch])
+        history.append(run.history)
+        progress.advance(len(part.images))
+        if keep is not None:
+            keep({"patch": done, "history": history})
+    means = [sum(values) / len(values) for values in zip(*history, strict=True)]
+    return PatchResult(done, scene.cover, scene.region, means)
