@@ -1,4 +1,4 @@
-"""Average precision of one class, as COCO computes it at one overlap, and its interval over images."""
+"""Average precision of one class, as COCO computes it at one overlap, with an interval, and recall."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ class AveragePrecision:
 
 
 def average_precision(
-    found: Sequence[Detection], truths: Sequence[Tensor], label: int, overlap: float = 0.5, resamples: int = 500
+    found: Sequence[Detection],
+    truths: Sequence[Tensor],
+    label: int,
+    overlap: float = 0.5,
+    *,
+    groups: Sequence[int] | None = None,
+    resamples: int = 500,
 ) -> AveragePrecision:
     """Average precision of the class ``label``: precision at 101 recalls, each the best at that recall or above.
 
@@ -36,7 +42,8 @@ def average_precision(
         found: per image the detections.
         truths: per image the true boxes (m, 4) of the class.
         overlap: intersection over union from which a detection is right; each true box is found once at most.
-        resamples: draws of the bootstrap over images, seeded: the same input gives the same interval.
+        groups: of each image, what it belongs to; pictures of one object are drawn together. None: each for itself.
+        resamples: draws of the bootstrap over groups, seeded: the same input gives the same interval.
 
     Raises ValueError if there is no true box at all.
     Source: the COCO evaluation (Lin et al., ECCV 2014) at one overlap, without crowds and size classes.
@@ -45,8 +52,12 @@ def average_precision(
     objects = sum(true for _, _, true in matched)
     if not objects:
         raise ValueError("average precision needs at least one true box")
-    draws = np.random.default_rng(0).integers(len(matched), size=(resamples, len(matched)))
-    drawn = [[matched[i] for i in draw] for draw in draws]
+    members: dict[int, list[Matched]] = {}
+    for group, each in zip(groups or range(len(matched)), matched, strict=True):
+        members.setdefault(group, []).append(each)
+    kept = list(members.values())
+    draws = np.random.default_rng(0).integers(len(kept), size=(resamples, len(kept)))
+    drawn = [[each for index in draw for each in kept[index]] for draw in draws]
     values = [_area(draw) for draw in drawn if any(true for _, _, true in draw)]
     value = _area(matched)
     low, high = np.quantile(values, [0.025, 0.975]) if values else (value, value)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from robust.detection.detector import Detection, class_scores, overlaps
+from robust.errors import InputError
 
 # A detection belongs to an object from this intersection over union on. It is far below the usual 0.5, so that a box
 # which is only moved or shrunk does not count as gone.
@@ -29,6 +30,12 @@ class DetectionGoal:
     source: int
     target: int | None = None
     threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.target == self.source:
+            raise InputError(f"the target {self.target} is the source's own class: choose another target")
+        if not (0 < self.threshold < 1):
+            raise InputError(f"the detection threshold must lie between 0 and 1, not {self.threshold:g}")
 
     @property
     def lowest(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,31 +103,35 @@ def train_patch(
     The model's weights, flags and gradients and the global random state are left as they were. Raises InputError for
     images, labels, target or boxes that do not fit; NoGradientError where no gradient reaches the input.
     """
-    attack, conditions = attack or PatchAttack(), conditions or Conditions()
     labels = check_source(images, labels, target)
-    scene = _Scene(
-        model,
-        images.detach(),
-        labels,
-        target,
-        region,
-        conditions,
-        check_boxes(boxes, images) if boxes is not None else whole(images),
-        attack,
-    )
-    with torch.inference_mode(False), evaluating(model):
-        if attack.per_image:
+    frames = whole(images) if boxes is None else check_boxes(boxes, images)
+    given = (images.detach(), frames, region, conditions or Conditions(), attack or PatchAttack())
+    with evaluating(model):
+        return optimize(_Reading(*given, model, labels, target), initial, progress, state, keep, keep_every)
+
+
+def optimize(
+    scene: Scene,
+    initial: Tensor | None = None,
+    progress: Progress | None = None,
+    state: State | None = None,
+    keep: Callable[[State], None] | None = None,
+    keep_every: int = 20,
+) -> PatchResult:
+    """The patch that gains most in ``scene``; the other arguments are those of :func:`train_patch`."""
+    with torch.inference_mode(False):
+        if scene.attack.per_image:
             return _each(scene, initial, progress or Silent(), state, keep)
         run = _Run.resumed(state) if state else _first(scene, initial)
         progress = progress or Silent()
-        progress.stage("patch", attack.steps)
+        progress.stage("patch", scene.attack.steps)
         progress.advance(run.step)
-        while run.step < attack.steps:
+        while run.step < scene.attack.steps:
             scene.advance(run)
             progress.advance(1)
             if keep is not None and run.step % keep_every == 0:
                 keep(run.state())
-    return PatchResult(run.patch[0].detach(), scene.cover, region, run.history)
+    return PatchResult(run.patch[0].detach(), scene.cover, scene.region, run.history)
 
 
 def check_source(images: Tensor, labels: Tensor, target: int | None) -> Tensor:
@@ -170,33 +175,33 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What a patch is made for."""
+class Scene(ABC):
+    """What a patch is made for: pictures with a frame in each, and what it gains there."""
 
-    model: Model
     images: Tensor
-    labels: Tensor
-    target: int | None
+    boxes: Tensor
     region: Region
     conditions: Conditions
-    boxes: Tensor
     attack: PatchAttack
+
+    @abstractmethod
+    def gain(self, patch: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What the patch gains on each image of ``rows``, differentiable, and whether it misleads there; both (n,)."""
+
+    def part(self, rows: slice) -> Scene:
+        """The same with some of the images."""
+        return replace(self, images=self.images[rows], boxes=self.boxes[rows])
 
     @property
     def cover(self) -> Tensor:
         return self.region.cover((self.images.shape[-2], self.images.shape[-1])).to(self.images)
 
     def advance(self, run: _Run) -> None:
-        """One step of Adam up the mean loss of the next batch."""
+        """One step of Adam up the mean gain of the next batch."""
         attack = self.attack
         patch = run.patch.detach().requires_grad_()
-        rows = self._rows(run.step)
         with torch.enable_grad():
-            goal = self._goal(rows)
-            logits = self.model(self.seen(patch, rows, run.step))
-            gain = LOSSES[attack.loss](logits, goal)
-            if attack.loss == "margin":
-                gain = gain.clamp(max=attack.enough)
+            gain, misled = self.gain(patch, self._rows(run.step), run.step)
             total = gain.mean() if not attack.per_image else gain.sum()
             if attack.nps:
                 assert attack.palette is not None
@@ -208,26 +213,13 @@ class _Scene:
             (gradient,) = torch.autograd.grad(total, patch, allow_unused=True)
         if gradient is None:
             raise NoGradientError("no gradient reaches the patch: the output does not depend on the input")
-        run.history.append(float(goal.met(logits.detach()).float().mean()))
+        run.history.append(float(misled.float().mean()))
         run.step += 1
         run.mean = 0.9 * run.mean + 0.1 * gradient
         run.square = 0.99 * run.square + 0.01 * gradient.square()
         direction = run.mean / (1 - 0.9**run.step) / ((run.square / (1 - 0.99**run.step)).sqrt() + 1e-8)
         share = 0.01 + 0.99 * (1 + math.cos(math.pi * run.step / attack.steps)) / 2
         run.patch = (patch.detach() + attack.rate * share * direction).clamp(0, 1)
-
-    def seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
-        """The images of ``rows`` with the patch, under conditions of this step."""
-        images, boxes = self.images[rows], self.boxes[rows]
-        seeds = image_seeds(images, self.attack.seed)
-        corners = in_pixels(self.region.draw(seeds, step).corners, boxes)
-        light = light_on(images, boxes) if self.conditions.relit else None
-        textures = patch[0] if len(patch) == 1 else patch
-        return apply(paste(images, textures, self.cover, corners, light), self.conditions.draw(seeds, step))
-
-    def _goal(self, rows: Tensor) -> Goal:
-        labels = self.labels[rows]
-        return Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
 
     def _rows(self, step: int) -> Tensor:
         """The images of a step: every one comes as often as the others, in an order new in each round."""
@@ -240,7 +232,41 @@ class _Scene:
         return orders[places // n - rounds[0], places % n]
 
 
-def _first(scene: _Scene, initial: Tensor | None) -> _Run:
+@dataclass(frozen=True)
+class _Reading(Scene):
+    """A classifier's reading of the images, as something else than their labels (N,), or as the target."""
+
+    model: Model
+    labels: Tensor
+    target: int | None
+
+    def gain(self, patch: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        labels = self.labels[rows]
+        goal = Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
+        logits = self.model(self._seen(patch, rows, step))
+        gain = LOSSES[self.attack.loss](logits, goal)
+        if self.attack.loss == "margin":
+            gain = gain.clamp(max=self.attack.enough)
+        return gain, goal.met(logits.detach())
+
+    def part(self, rows: slice) -> Scene:
+        return replace(self, images=self.images[rows], boxes=self.boxes[rows], labels=self.labels[rows])
+
+    def _seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
+        """The images of ``rows`` with the patch, under conditions of this step."""
+        images, boxes = self.images[rows], self.boxes[rows]
+        seeds = image_seeds(images, self.attack.seed)
+        corners = in_pixels(self.region.draw(seeds, step).corners, boxes)
+        light = light_on(images, boxes) if self.conditions.relit else None
+        textures = patch[0] if len(patch) == 1 else patch
+        return apply(paste(images, textures, self.cover, corners, light), self.conditions.draw(seeds, step))
+
+    def _goal(self, rows: Tensor) -> Goal:
+        labels = self.labels[rows]
+        return Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
+
+
+def _first(scene: Scene, initial: Tensor | None) -> _Run:
     """The starting point; of several, the one that misleads best after a tenth of the steps."""
     shape = (scene.images.shape[1], *scene.cover.shape)
     if initial is not None:
@@ -262,7 +288,7 @@ def _first(scene: _Scene, initial: Tensor | None) -> _Run:
 
 
 def _each(
-    scene: _Scene, initial: Tensor | None, progress: Progress, state: State | None, keep: Callable[[State], None] | None
+    scene: Scene, initial: Tensor | None, progress: Progress, state: State | None, keep: Callable[[State], None] | None
 ) -> PatchResult:
     """One patch per image, batch after batch, each for all steps."""
     attack, n = scene.attack, len(scene.images)
@@ -272,7 +298,7 @@ def _each(
     progress.advance(len(done))
     while len(done) < n:
         rows = slice(len(done), len(done) + attack.batch)
-        part = replace(scene, images=scene.images[rows], labels=scene.labels[rows], boxes=scene.boxes[rows])
+        part = scene.part(rows)
         start = _first(part, initial).patch.expand(len(part.images), *done.shape[1:])
         run = _Run.start(start.clone())
         while run.step < attack.steps:
