@@ -53,12 +53,37 @@ def test_average_precision_of_the_best_and_the_worst() -> None:
         average_precision([detection()], [torch.zeros(0, 4)], label=1)
 
 
-def test_average_precision_as_torchmetrics_has_it() -> None:
-    pytest.importorskip("pycocotools")
-    metric = pytest.importorskip("torchmetrics.detection").MeanAveragePrecision(iou_thresholds=[0.5])
+def test_average_precision_as_pycocotools_has_it() -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
     found, truths = random_scenes(40)
-    metric.update(found, [{"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)} for boxes in truths])
-    assert average_precision(found, truths, label=1).value == pytest.approx(float(metric.compute()["map_50"]), abs=1e-6)
+    numbers = range(1, len(truths) + 1)
+    # COCO's boxes are x, y, width, height.
+    given = [
+        {"image_id": i, "category_id": 1, "iscrowd": 0, "bbox": wide(box), "area": 1.0, "id": 10 * i + k}
+        for i, boxes in zip(numbers, truths, strict=True)
+        for k, box in enumerate(boxes)
+    ]
+    truth = coco.COCO()
+    truth.dataset = {"images": [{"id": i} for i in numbers], "categories": [{"id": 1}], "annotations": given}
+    truth.createIndex()
+    results = truth.loadRes(
+        [
+            {"image_id": i, "category_id": 1, "bbox": wide(box), "score": float(score)}
+            for i, each in zip(numbers, found, strict=True)
+            for box, score in zip(each["boxes"], each["scores"], strict=True)
+        ]
+    )
+    evaluation = cocoeval.COCOeval(truth, results, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    expected = evaluation.eval["precision"][0, :, 0, 0, 2].mean()  # overlap 0.5, all areas, 100 detections
+    assert average_precision(found, truths, label=1).value == pytest.approx(expected, abs=1e-9)
+
+
+def wide(box: Tensor) -> list[float]:
+    x0, y0, x1, y1 = box.double().tolist()
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def random_scenes(n: int) -> tuple[list[Detection], list[Tensor]]:
@@ -69,6 +94,7 @@ def random_scenes(n: int) -> tuple[list[Detection], list[Tensor]]:
         corner = torch.rand(3, 2, generator=generator) * 60
         boxes = torch.cat([corner, corner + 10 + 10 * torch.rand(3, 2, generator=generator)], 1)
         moved = boxes + 3 * torch.randn(3, 4, generator=generator)
+        moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)  # COCO leaves out empty boxes
         truths.append(boxes[:2])
         scores = torch.rand(3, generator=generator)
         found.append({"boxes": moved, "labels": torch.ones(3, dtype=torch.int64), "scores": scores})
