@@ -25,13 +25,18 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from robust.attacks.patch import Conditions, OnSign, PatchAttack, PatchResult, rectangle
-from robust.detection.attack import attack_detector
-from robust.detection.average_precision import AveragePrecision
-from robust.detection.detector import detect
-from robust.detection.goals import DetectionGoal
-from robust.detection.measure import DetectionMeasurement, measure_detector
-from robust.detection.scenes import patched, seen
-from robust.detection.sheet import drawn_detections, sheet
+from robust.detection import (
+    AveragePrecision,
+    DetectionGoal,
+    DetectionMeasurement,
+    attack_detector,
+    detect,
+    drawn_detections,
+    measure_detector,
+    patched,
+    seen,
+    sheet,
+)
 from robust.progress import terminal_progress
 from robust.randomness import image_seeds
 from robust.summary import MeanRate

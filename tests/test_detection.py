@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust.detection.average_precision import average_precision, recalled
-from robust.detection.detector import Detection, detect, sensitive
-from robust.detection.goals import DetectionGoal
+from robust.detection import Detection, DetectionGoal, average_precision, detect, recalled, sensitive
 from robust.errors import InputError
 from robust.models import load_factory
 

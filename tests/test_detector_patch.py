@@ -8,10 +8,7 @@ from detectors import BLUE, BOX, RED, ColorDetector
 from torch import Tensor
 
 from robust.attacks.patch import Conditions, OnSign, PatchAttack, rectangle
-from robust.detection.attack import attack_detector
-from robust.detection.goals import DetectionGoal
-from robust.detection.measure import measure_detector
-from robust.detection.scenes import patched, seen
+from robust.detection import DetectionGoal, attack_detector, drawn_detections, measure_detector, patched, seen, sheet
 from robust.errors import InputError
 from robust.randomness import image_seeds
 
@@ -129,3 +126,18 @@ def test_bad_input_is_named() -> None:
     attack = PatchAttack(per_image=True)
     with pytest.raises(InputError, match="leave per_image off"):
         attack_detector(ColorDetector(), images, boxes, DetectionGoal(RED), QUARTER, attack=attack)
+
+
+def test_a_sheet_shows_what_counts_in_its_colors() -> None:
+    images, _ = red_objects(3)
+    found = ColorDetector(0.1)(list(images))
+    tiles = {
+        "both": [drawn_detections(images[0], found[0], "abc", RED, BLUE, 0.1, side=64)],
+        "one": [drawn_detections(images[0], found[0], "abc", RED, BLUE, 0.5, side=64)],
+        "other": [drawn_detections(images[0], found[0], "abc", 0, None, 0.5, side=64)],
+    }
+    left = [tile.getpixel((16, 40)) for (tile,) in tiles.values()]  # the box's left edge, at twice the size
+    assert left == [(0, 224, 112), (0, 224, 112), (255, 210, 31)]
+    page = sheet(tiles, across=1)
+    assert page.size == (3 * 66, 22 + 66)
+    assert page.getpixel((66 + 16, 22 + 40)) == (0, 224, 112)

@@ -29,8 +29,9 @@ def drawn_detections(
     scale = side / image.width
     image = image.resize((side, round(image.height * scale)))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    kept = (found["scores"] >= threshold).nonzero().flatten().tolist()
-    for index in reversed(kept):  # the surest last, on top
+    for index in found["scores"].argsort().tolist():  # the surest last, on top
+        if found["scores"][index] < threshold:
+            continue
         label = int(found["labels"][index])
         color = _SOURCE if label == source else _TARGET if label == target else _OTHER
         x0, y0, x1, y1 = (found["boxes"][index] * scale).tolist()
