@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust.detection import Detection, DetectionGoal, average_precision, detect, recalled, sensitive
+from robust.attacks.patch import OnSign, PatchAttack
+from robust.detection import (
+    Detection,
+    DetectionGoal,
+    attack_detector,
+    average_precision,
+    detect,
+    measure_detector,
+    recalled,
+    sensitive,
+)
 from robust.errors import InputError
 from robust.models import load_factory
 
@@ -182,3 +192,20 @@ def test_fastestdet_finds_the_real_stop_signs() -> None:
     whole = [torch.tensor([[0.0, 0, 256, 256]])] * 40
     assert sum(recalled(*each, label=11, threshold=0.5).item() for each in zip(found, whole, strict=True)) == 40
     assert average_precision(found, whole, label=11).value > 0.95
+
+
+def test_a_patch_brings_down_a_torchvision_detector() -> None:
+    detector = tiny_fcos()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad(), sensitive(detector, 0.001):
+        found = detect(detector, list(images))[0]
+    source, box = int(found["labels"][0]), found["boxes"][:1].clamp(0, 64)
+    # Just under the surest score: the patch has to push every other detection of the class below it as well.
+    goal = DetectionGoal(source, threshold=float(found["scores"][0]) * 0.98)
+    whole, boxes = OnSign(torch.ones(16, 16)), box.expand(2, 4)
+    result = attack_detector(detector, images, boxes, goal, whole, attack=PatchAttack(steps=25))
+    measured = measure_detector(detector, images, boxes, goal, result.patch, whole, draws=1)
+    gone = measured.sights["patch"].gone
+    assert gone is not None
+    assert gone.value == 1
+    assert result.history[0] < 1
