@@ -136,7 +136,7 @@ def main() -> None:
     names, images = photographs(Path(os.environ["ROBUST_DATA"], "us_stop_signs", "highres"))
     train, held_out = images[0::2], images[1::2]
     region = OnSign(rectangle(128, 128, AREA))
-    attack = PatchAttack(steps=options.steps, batch=options.batch)
+    attack = PatchAttack(steps=options.steps, batch=options.batch, rate=0.1)
     goals = {
         "gone": DetectionGoal(STOP_SIGN, threshold=THRESHOLD),
         f"read as {options.target}": DetectionGoal(STOP_SIGN, NAMES.index(options.target), THRESHOLD),

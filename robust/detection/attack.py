@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from robust.detection.goals import DetectionGoal
 from robust.detection.scenes import FRAME, patched, seen
 from robust.errors import InputError
 from robust.progress import Progress
-from robust.randomness import image_seeds
 
 
 def attack_detector(
@@ -71,14 +71,14 @@ class _Detection(Scene):
     detector: Detector
     goal: DetectionGoal
 
-    @property
+    @cached_property
     def cover(self) -> Tensor:
         return self.region.cover(FRAME).to(self.images)
 
     def gain(self, patch: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        images, boxes = self.images[rows], self.boxes[rows]
-        drawn = self.conditions.draw(image_seeds(images, self.attack.seed), step)
-        pictures, objects = seen(patched(images, boxes, patch[0], self.region, drawn), boxes, drawn)
+        boxes, drawn = self.boxes[rows], self.conditions.draw(self.seeds[rows], step)
+        light = None if self.light is None else self.light[rows]
+        pictures, objects = seen(patched(self.images[rows], boxes, patch[0], self.region, drawn, light), boxes, drawn)
         found = detect(self.detector, list(pictures))
         pairs = list(zip(found, objects[:, None], strict=True))
         # The pictures' own zero share keeps the gradient alive where nothing is detected at all.

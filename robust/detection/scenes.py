@@ -16,9 +16,15 @@ from robust.attacks.patch.transforms import Drawn, apply, homographies
 FRAME = (128, 128)
 
 
-def patched(images: Tensor, boxes: Tensor, texture: Tensor, region: Region, drawn: Drawn) -> Tensor:
-    """Images (N, 3, H, W) with the texture (3, h, w) on each box (N, 4), lit like it if the conditions say so."""
-    light = light_on(images, boxes) if drawn.conditions.relit else None
+def patched(
+    images: Tensor, boxes: Tensor, texture: Tensor, region: Region, drawn: Drawn, light: Tensor | None = None
+) -> Tensor:
+    """Images (N, 3, H, W) with the texture (3, h, w) on each box (N, 4), lit like it if the conditions say so.
+
+    ``light``: what :func:`robust.attacks.patch.light_on` finds there, where that is known already.
+    """
+    if light is None and drawn.conditions.relit:
+        light = light_on(images, boxes)
     corners = in_pixels(region.draw(drawn.seeds, drawn.turn).corners, boxes)
     return paste(images, texture, region.cover(FRAME).to(images), corners, light)
 

@@ -1,5 +1,6 @@
 """Patches and stickers: where they lie, how they are seen, how they are made and how well they work."""
 
+from robust.attacks.patch.layout import choose_layout, layouts
 from robust.attacks.patch.measure import (
     PatchMeasurement,
     Stratum,
@@ -44,11 +45,13 @@ __all__ = [
     "Stratum",
     "Success",
     "apply",
+    "choose_layout",
     "circle",
     "control",
     "default_palette",
     "from_file",
     "in_pixels",
+    "layouts",
     "light_on",
     "load_palette",
     "measure_patch",

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class PatchAttack:
     """
 
     steps: int = 300
-    batch: int = 64
-    rate: float = 0.1
+    batch: int = 32
+    rate: float = 0.2
     loss: str = "margin"
     enough: float = 5.0
     nps: float = 0.0
@@ -63,13 +64,15 @@ class PatchAttack:
 class PatchResult:
     """patch: (C, h, w) in [0, 1], or (N, C, h, w) where there is one per image. cover: (h, w), what of it is patch.
 
-    history: per step the share of the batch's images that it misled, before the step.
+    history, gains: per step the share of the batch's images that it misled and the mean loss that it maximizes, before
+    the step.
     """
 
     patch: Tensor
     cover: Tensor
     region: Region
     history: list[float]
+    gains: list[float]
 
 
 State = dict[str, Any]
@@ -119,19 +122,19 @@ def optimize(
     keep_every: int = 20,
 ) -> PatchResult:
     """The patch that gains most in ``scene``; the other arguments are those of :func:`train_patch`."""
+    progress, steps = progress or Silent(), scene.attack.steps
     with torch.inference_mode(False):
         if scene.attack.per_image:
-            return _each(scene, initial, progress or Silent(), state, keep)
+            return _each(scene, initial, progress, state, keep)
         run = _Run.resumed(state) if state else _first(scene, initial)
-        progress = progress or Silent()
-        progress.stage("patch", scene.attack.steps)
+        progress.stage("patch", steps)
         progress.advance(run.step)
-        while run.step < scene.attack.steps:
+        while run.step < steps:
             scene.advance(run)
             progress.advance(1)
             if keep is not None and run.step % keep_every == 0:
                 keep(run.state())
-    return PatchResult(run.patch[0].detach(), scene.cover, scene.region, run.history)
+    return PatchResult(run.patch[0].detach(), scene.cover, scene.region, run.history, run.gains)
 
 
 def check_source(images: Tensor, labels: Tensor, target: int | None) -> Tensor:
@@ -157,26 +160,27 @@ class _Run:
     square: Tensor
     step: int
     history: list[float]
+    gains: list[float]
 
     @staticmethod
     def start(patch: Tensor) -> _Run:
-        return _Run(patch, torch.zeros_like(patch), torch.zeros_like(patch), 0, [])
+        return _Run(patch, torch.zeros_like(patch), torch.zeros_like(patch), 0, [], [])
 
     @staticmethod
     def resumed(state: State) -> _Run:
         patch, mean, square = (state[name].clone() for name in ("patch", "mean", "square"))
-        return _Run(patch, mean, square, int(state["step"]), list(state["history"]))
+        return _Run(patch, mean, square, int(state["step"]), list(state["history"]), list(state["gains"]))
 
     def state(self) -> State:
         return {
             "patch": self.patch.clone(), "mean": self.mean.clone(), "square": self.square.clone(),
-            "step": self.step, "history": list(self.history),
+            "step": self.step, "history": list(self.history), "gains": list(self.gains),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scene(ABC):
-    """What a patch is made for: pictures with a frame in each, and what it gains there."""
+    """What a patch is made for: images with a frame in each, and what it gains there."""
 
     images: Tensor
     boxes: Tensor
@@ -192,7 +196,15 @@ class Scene(ABC):
         """The same with some of the images."""
         return replace(self, images=self.images[rows], boxes=self.boxes[rows])
 
-    @property
+    @cached_property
+    def seeds(self) -> Tensor:
+        return image_seeds(self.images, self.attack.seed)
+
+    @cached_property
+    def light(self) -> Tensor | None:
+        return light_on(self.images, self.boxes) if self.conditions.relit else None
+
+    @cached_property
     def cover(self) -> Tensor:
         return self.region.cover((self.images.shape[-2], self.images.shape[-1])).to(self.images)
 
@@ -214,6 +226,7 @@ class Scene(ABC):
         if gradient is None:
             raise NoGradientError("no gradient reaches the patch: the output does not depend on the input")
         run.history.append(float(misled.float().mean()))
+        run.gains.append(float(gain.detach().mean()))
         run.step += 1
         run.mean = 0.9 * run.mean + 0.1 * gradient
         run.square = 0.99 * run.square + 0.01 * gradient.square()
@@ -234,7 +247,7 @@ class Scene(ABC):
 
 @dataclass(frozen=True)
 class _Reading(Scene):
-    """A classifier's reading of the images, as something else than their labels (N,), or as the target."""
+    """A classifier's reading of the images as something else than their labels (N,), or as the target."""
 
     model: Model
     labels: Tensor
@@ -254,16 +267,11 @@ class _Reading(Scene):
 
     def _seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
         """The images of ``rows`` with the patch, under conditions of this step."""
-        images, boxes = self.images[rows], self.boxes[rows]
-        seeds = image_seeds(images, self.attack.seed)
-        corners = in_pixels(self.region.draw(seeds, step).corners, boxes)
-        light = light_on(images, boxes) if self.conditions.relit else None
+        seeds = self.seeds[rows]
+        corners = in_pixels(self.region.draw(seeds, step).corners, self.boxes[rows])
+        light = None if self.light is None else self.light[rows]
         textures = patch[0] if len(patch) == 1 else patch
-        return apply(paste(images, textures, self.cover, corners, light), self.conditions.draw(seeds, step))
-
-    def _goal(self, rows: Tensor) -> Goal:
-        labels = self.labels[rows]
-        return Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
+        return apply(paste(self.images[rows], textures, self.cover, corners, light), self.conditions.draw(seeds, step))
 
 
 def _first(scene: Scene, initial: Tensor | None) -> _Run:
@@ -293,20 +301,23 @@ def _each(
     """One patch per image, batch after batch, each for all steps."""
     attack, n = scene.attack, len(scene.images)
     done = state["patch"].clone() if state else scene.images.new_empty(0, scene.images.shape[1], *scene.cover.shape)
-    history: list[list[float]] = list(state["history"]) if state else []
+    # Sums over the images, step by step.
+    history = list(state["history"]) if state else [0.0] * attack.steps
+    gains = list(state["gains"]) if state else [0.0] * attack.steps
     progress.stage("patches", n)
     progress.advance(len(done))
     while len(done) < n:
-        rows = slice(len(done), len(done) + attack.batch)
-        part = scene.part(rows)
-        start = _first(part, initial).patch.expand(len(part.images), *done.shape[1:])
-        run = _Run.start(start.clone())
+        part = scene.part(slice(len(done), len(done) + attack.batch))
+        count = len(part.images)
+        run = _Run.start(_first(part, initial).patch.repeat(count, 1, 1, 1))
         while run.step < attack.steps:
             part.advance(run)
         done = torch.cat([done, run.patch])
-        history.append(run.history)
-        progress.advance(len(part.images))
+        history = [total + count * value for total, value in zip(history, run.history, strict=True)]
+        gains = [total + count * value for total, value in zip(gains, run.gains, strict=True)]
+        progress.advance(count)
         if keep is not None:
-            keep({"patch": done, "history": history})
-    means = [sum(values) / len(values) for values in zip(*history, strict=True)]
-    return PatchResult(done, scene.cover, scene.region, means)
+            keep({"patch": done, "history": history, "gains": gains})
+    return PatchResult(
+        done, scene.cover, scene.region, [value / n for value in history], [value / n for value in gains]
+    )
