@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Certified beside attacked accuracy, ours and published, on the same images.
 
-    ROBUST_DATA=path/to/data python benchmarks/bounds.py [--models cifar_cnn_a_adv,mnist_kw] [--n 200] [--no-attack]
+    ROBUST_DATA=path/to/data python benchmarks/bounds.py [--models mnist_kw] [--threats linf:0.1] [--n N]
 
 The folder holds `export.py` (writes the image sets as .npz), `zoo.py` (the models) and `cifar10_sdp200.npz`, the 200
 images on which the CNN-A figures are published (verified: the best published; attacked: an upper bound). "certified" is
@@ -101,13 +101,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("ROBUST_DATA"), help="folder of export.py and zoo.py")
     parser.add_argument("--models", default=None, help="only these, separated by commas")
+    parser.add_argument("--threats", default=None, help="only these, separated by commas")
     parser.add_argument("--n", type=int, default=None, help="the first n images of each set (default: see CASES)")
     parser.add_argument("--no-attack", action="store_true", help="prove only")
     arguments = parser.parse_args()
     if not arguments.data:
         sys.exit("give --data, or set ROBUST_DATA")
     folder = Path(arguments.data)
-    chosen = None if arguments.models is None else arguments.models.split(",")
+    chosen, threats = (None if one is None else one.split(",") for one in (arguments.models, arguments.threats))
     print(f"accuracies in percent of n images; {torch.get_num_threads()} threads")
     print(f"{'model':<18}{'threat':>11}{'n':>5}{'clean':>7}{'certified':>10}{'attacked':>9}{'published':>14} "
           f"{'':<8}{'linear':>9}{'s proof':>9}{'s attack':>9}")  # fmt: skip
@@ -116,7 +117,7 @@ def main() -> None:
             [sys.executable, folder / "export.py", scratch, "cifar10", "mnist"], check=True, stdout=subprocess.DEVNULL
         )
         for case in CASES:
-            if chosen is None or case.model in chosen:
+            if (chosen is None or case.model in chosen) and (threats is None or case.threat in threats):
                 print(run(case, folder, Path(scratch), arguments.n, not arguments.no_attack), flush=True)
 
 
