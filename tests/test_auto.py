@@ -68,15 +68,15 @@ def test_the_last_runs_aim_only_at_classes_that_came_near(start: list[float], ne
     model = Recording(Near([0.0, 1.0, 1.0, 1.0], start))
     images = torch.full((1, 3, 2, 2), 0.5)
     Auto(0.01)(model, images, torch.zeros(1, dtype=torch.long))
-    # 10 steps, 2 targets of 10, 3 of 20, then 30 and 60 for each near class; three looks at how far the boundary is
-    assert model.backward_images == 10 + 20 + 60 + near * (30 + 60) + 3
+    # 10 steps, 2 targets of 10, 3 of 20, then 30 and 100 for each near class; three looks at how far the boundary is
+    assert model.backward_images == 10 + 20 + 60 + near * (30 + 100) + 3
 
 
 def test_no_pass_is_larger_than_the_callers_batch() -> None:
     model = Recording(Near([0.0] + [1.0] * 11, [0.0] + [0.121] * 11))
     images = torch.full((20, 3, 2, 2), 0.5)
     Auto(0.01)(model, images, torch.zeros(20, dtype=torch.long))
-    assert model.backward_images == 20 * (10 + 20 + 60 + 9 * (30 + 60) + 3)
+    assert model.backward_images == 20 * (10 + 20 + 60 + 9 * (30 + 100) + 3)
     assert max(len(batch) for batch in model.seen) == 20
 
 
