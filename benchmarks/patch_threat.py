@@ -98,7 +98,10 @@ def main() -> None:
                 broken[name] = model(found).argmax(1) != labels
             assert bool(threat.geometry.contains(found, images, threat.eps).all())
             each = counted.passes.forward / len(images), counted.passes.backward / len(images)
-            print(f"| {name} | {int(broken[name].sum())} | {each[0]:,.0f} | {each[1]:,.0f} | {seconds:.1f} s |", flush=True)
+            print(
+                f"| {name} | {int(broken[name].sum())} | {each[0]:,.0f} | {each[1]:,.0f} | {seconds:.1f} s |",
+                flush=True,
+            )
         if "auto" in broken:
             for name, held in broken.items():
                 print(f"  broken by {name} and not by auto: {int((held & ~broken['auto']).sum())}")
