@@ -8,7 +8,7 @@ and behind what it is meant for. Attacked accuracy is what stands after all of t
 
 - `auto` on the bare classifier, whose images are then tried on the defended one too;
 - the attack that knows PatchCleanser's masks (robust/defenses/patch/attacking.py);
-- `auto` along the gradient of the votes, on the votes.
+- PGD, 40 steps from 2 starts, on the margin of the summed probabilities behind the votes.
 
 Successes count only inside the threat model and on the judged classifier itself. A certified image that falls is an
 error and stops the run. A run that was stopped goes on where it was.
@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robust.attacks import PGD
 from robust.attacks.registry import build
 from robust.batching import batches
 from robust.data import ImageSet, load_data
@@ -133,8 +134,21 @@ def attempts(
     if isinstance(model, MaskedClassifier):
         made.append(("the attack that knows the masks", cleansing_attack(model, points, labels, seed=chosen.seed)))
     if isinstance(model, BandSmoothing):
-        made.append(("auto on the votes", auto(model, points, labels)))
+        pgd = PGD(threat.eps, norm=threat.norm, seed=chosen.seed, steps=40, restarts=2, loss="margin")
+        made.append(("PGD on the probabilities behind the votes", pgd(Summed(model), points, labels)))
     return made
+
+
+class Summed(nn.Module):
+    """The sum of probabilities that a vote of bands comes from: `auto` wanders on whole votes, which rise in steps."""
+
+    def __init__(self, voting: BandSmoothing) -> None:
+        super().__init__()
+        self.voting = voting
+        self.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.voting.chances(images)
 
 
 def percent(values: list[bool]) -> str:

@@ -118,6 +118,10 @@ def _told(card: dict[str, Any], folder: Path) -> str:
         lines.append(
             f"{label:<24}{row['before']['value']:>9.1%}{row['after']['value']:>9.1%}   {row['p']:.2g}"
         )  # fmt: skip
+    certified = figures["certified"]
+    if any(certified.values()):
+        shown = (f"{found['value']:.1%}" if found else "none" for found in certified.values())
+        lines.append(f"{'certified, ' + card['threat']:<24}{''.join(f'{text:>9}' for text in shown)}")
     verdict = figures["verdict"]
     lines.append(f"{'verdict':<24}{verdict['before']:>9}{verdict['after']:>9}")
     return "\n".join([*lines, "", f"weights: {folder / 'weights.safetensors'}", f"report: {folder / 'report.html'}"])

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from subjects import LinearModel, Masked, Unproven, distances, images_of, write_factory, write_npz
+from oracles import patch_gain
+from subjects import SHAPE, LinearModel, Masked, Unproven, distances, images_of, write_factory, write_npz
 from torch import Tensor
 
 import robust
@@ -22,7 +23,9 @@ from robust.attacks.base import Attack
 from robust.curve import curve
 from robust.errors import InputError
 from robust.ledger import Ledger
+from robust.request import default_threats
 from robust.summary import AuditSummary, CheckRecord, ThreatResult
+from robust.threats import ThreatModel
 
 EPS = {"linf": 0.004, "l2": 0.03, "l1": 0.12}
 
@@ -50,6 +53,38 @@ def test_robust_accuracy_is_the_closed_form(norm: str) -> None:
     assert result.robust_accuracy.numerator == standing
     assert result.robust_accuracy.low < standing / 40 < result.robust_accuracy.high
     assert result.verdict == "sound", result.reasons
+
+
+def test_under_a_patch_too() -> None:
+    """The patch given in pixels; of a linear model every place can be tried."""
+    model = LinearModel()
+    labels = torch.arange(24) % 4
+    lead = torch.linspace(0.02, 0.2, 24)[:, None]
+    images = (0.5 + lead * model.head.weight.detach()[labels].sign()).view(-1, *SHAPE)
+    labels[:4] = (labels[:4] + 1) % 4
+    weights = model.head.weight.detach().double().numpy().reshape(-1, *SHAPE)
+    with torch.no_grad():
+        logits = model(images).double().numpy()
+    sides = []
+    for image, label, logit in zip(images.double().numpy(), labels.tolist(), logits, strict=True):
+        rivals = [(weights[k] - weights[label], logit[label] - logit[k]) for k in range(len(weights)) if k != label]
+        sides.append(min(s for s in range(7) if any(patch_gain(slope, image, s) > gap for slope, gap in rivals)))
+    exact = np.array(sides)
+    standing = int((exact > 2).sum())
+    assert 3 <= standing <= 17, np.bincount(exact)
+    summary = robust.audit(model, (images, labels), ["patch:2x2"])
+    result = summary.threats[0]
+    assert (result.threat.norm, result.threat.eps, result.threat.text) == ("patch", 4 / 36, "patch:2x2")
+    assert result.robust_accuracy.numerator == standing
+    assert result.verdict == "sound", result.reasons
+    assert result.median_distance is not None
+    median = float(np.median(exact[exact > 0]))
+    assert median**2 / 36 <= result.median_distance <= (median + 1) ** 2 / 36
+
+
+def test_the_demo_meets_a_patch_by_default_and_nothing_else_does() -> None:
+    assert [ThreatModel.parse(text).norm for text in default_threats("demo", "demo")] == ["linf", "patch"]
+    assert default_threats("demo", "some.npz") == default_threats(LinearModel(), "demo") == ("linf:8/255",)
 
 
 @pytest.mark.parametrize("norm", list(EPS))

@@ -26,7 +26,7 @@ from robust.ledger import Finding, ImageRow, Ledger, Run
 from robust.reports import audit_score, summary_text, threat_score, write_report
 from robust.reports.figures import curve_figure, curve_points
 from robust.reports.formats import percent, printable, shorten, step_text
-from robust.reports.gallery import magnification
+from robust.reports.gallery import front, magnification
 from robust.stats import clopper_pearson, rate
 from robust.summary import (
     AttackRecord,
@@ -44,6 +44,7 @@ from robust.summary import (
 
 LINF = ("linf", 8 / 255, "linf:8/255")
 L2 = ("l2", 0.5, "l2:0.5")
+PATCH = ("patch", 0.25, "patch:25%")
 HOSTILE = [
     "<script>window.__pwned = 1; alert(1)</script>",
     '"><img src=x onerror="window.__pwned = 2">',
@@ -96,6 +97,10 @@ class Case:
         """Distinct for each image; inside eps where it is broken, beyond where it is not."""
         share = (1 + (image * 37) % self.n) / (self.n + 1)
         size = eps * (share if self.broken(image) else 1 + share)
+        if norm == "patch":  # of whole pixels
+            area = self.shape[1] * self.shape[2]
+            side = math.sqrt(size * area)
+            return max(1, math.floor(side) if self.broken(image) else math.ceil(side)) ** 2 / area
         return math.ceil(size) if norm == "l0" else size
 
 
@@ -109,6 +114,9 @@ def _adversarial(case: Case, image: int, norm: str, distance: float) -> np.ndarr
     change = np.zeros(case.shape)
     if norm == "l0":
         change.flat[: int(distance)] = 0.2 * signs.flat[: int(distance)]
+    elif norm == "patch":
+        side = round(math.sqrt(distance * case.shape[1] * case.shape[2]))
+        change[:, 1 : 1 + side, 1 : 1 + side] = 0.2 * signs[:, 1 : 1 + side, 1 : 1 + side]
     else:
         change = signs * {"linf": distance, "l2": distance / math.sqrt(signs.size), "l1": distance / signs.size}[norm]
     return np.clip(_original(case, image) + change, 0, 1).astype(np.float32)
@@ -602,6 +610,7 @@ def test_curve_stays_in_its_frame() -> None:
         (Case(threats=(L2,)), "at most 0.5 in l2 distance (about 9.2/255 per color value)"),
         (Case(threats=(("l1", 6.0, "l1:6"),)), "add up to at most 6 (as much as 2 pixels from black to white)"),
         (Case(threats=(("l0", 12.0, "l0:12"),)), "at most 12 of the image's 192 color values"),
+        (Case(threats=(PATCH,)), "covers 25% of the image with a patch (4 x 4 pixels, placed at will)"),
         (Case(threats=(("linf", 0.0, "linf:0"),), fallen="none", beyond=False), "at most 0/255 could not make"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
@@ -609,6 +618,29 @@ def test_curve_stays_in_its_frame() -> None:
 def test_extremes(case: Case, headline: str, tmp_path: Path) -> None:
     page = assert_complete(report_of(case, tmp_path), 4 + (case.fallen != "none"))
     assert headline in page.text("headline")
+
+
+def test_a_patched_stop_sign_leads_the_report(tmp_path: Path) -> None:
+    case = Case(n=24, threats=(PATCH,))
+    page = Page(report_of(case, tmp_path))
+    hero = page.text("verdict")
+    stops = [i for i in range(case.n) if case.broken(i) and case.label(i) == 0]
+    sizes = {f"{100 * case.distance(i, *PATCH[:2]):.3g}%" for i in stops}
+    assert "This stop is read right. With a patch over" in hero
+    assert any(f"a patch over {size} of the image the model reads it as" in hero for size in sizes)
+    assert "75.0% confidence" in hero
+    without = Case(n=24, threats=(PATCH,), fallen="none")
+    assert "With a patch over" not in Page(report_of(without, tmp_path)).text("verdict")
+
+
+def test_where_no_stop_sign_was_broken_any_other_leads() -> None:
+    _, ledger = audit_of(Case(threats=(PATCH,)))
+    with ledger:
+        for names, labels in ((["a", "stop", "stopping", "b"], {1}), (["a", "b"], {0, 1, 2, 3})):
+            chosen = front(ledger, "patch:25%", names)
+            assert chosen is not None
+            assert chosen.found.inside
+            assert chosen.found.image.label in labels
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:

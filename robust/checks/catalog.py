@@ -69,7 +69,8 @@ CATALOG = (
         "attacks do not work on this model",
     ),
     Entry(
-        "order", "17", "images broken by noise, FGSM and PGD-20", "PGD breaks fewer than FGSM, or FGSM fewer than "
+        "order", "17", "images broken by noise (10 draws; of a patch 1), FGSM and PGD-20",
+        "PGD breaks fewer than FGSM, or FGSM fewer than "
         "noise, by over 1 % (random: 5 %; at least one)", "evidence", "the gradient points the wrong way",
     ),
     Entry(

@@ -110,6 +110,12 @@ class BandSmoothing(nn.Module):
         passes = torch.full((len(images),), len(self.ablation.starts(shape)))
         return Certificates(predicted, ahead.all(1), passes)
 
+    def chances(self, images: Tensor) -> Tensor:
+        """The mean probabilities (N, K) over all bands: smooth, and what the votes' gradient is taken from."""
+        with evaluating(self.model):
+            found = [logits.softmax(1) for logits in self._looks(images)]
+        return torch.stack(found).mean(0)
+
     def _looks(self, images: Tensor) -> Iterator[Tensor]:
         """The model's logits (N, K) through each band or block."""
         for start in self.ablation.starts((int(images.shape[-2]), int(images.shape[-1]))):
