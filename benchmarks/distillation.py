@@ -4,9 +4,9 @@
 
 Distils a classifier of GTSRB (examples/gtsrb_model.py, linf 4/255) or of MNIST (a small network, linf 0.1) at the
 temperatures 1, 10, 20, 50 and 100, and attacks each in seven ways on the same test images. Then the margin attack is
-doubted: twice 100 steps in float64, and the `auto` cascade, each against temperature 1 by McNemar's exact test on
-the same images. At last the models of the lowest and the highest temperature are audited. A training that was stopped
-goes on where it was.
+doubted: twice 100 steps in float64, and the `auto` cascade, each against the undefended classifier of the example
+(where its weights are) or the lowest temperature by McNemar's exact test on the same images. At last the models of the
+lowest and the highest temperature are audited. A training that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from robust.threats import ThreatModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from gtsrb_data import CLASS_NAMES, read_signs, split_by_track
-from gtsrb_model import TrafficSignNet
+from gtsrb_model import DEFAULT_WEIGHTS, TrafficSignNet, load_model
 
 Problem = tuple[nn.Module, ImageSet, ImageSet, ImageSet, str]
 
@@ -84,20 +84,20 @@ def standing(model: nn.Module, data: ImageSet, threat: ThreatModel, strong: str)
     return found
 
 
-def doubted(models: dict[float, nn.Module], data: ImageSet, threat: ThreatModel) -> None:
-    """Print what strong attacks leave at each temperature, and whether it differs from the lowest temperature."""
-    print(f"\nthe margin doubted, {len(data)} test images; p against temperature {min(models):g} on the same images\n")
+def doubted(models: dict[str, nn.Module], data: ImageSet, threat: ThreatModel) -> None:
+    """Print what strong attacks leave of each model, and whether that differs from the first one's."""
+    print(f"\nthe margin doubted, {len(data)} test images; p against {next(iter(models))} on the same images\n")
     print("| temperature | clean | margin, float64, 2 x 100 steps | p | auto | p |\n" + "|---" * 6 + "|")
     first: dict[str, list[bool]] = {}
-    for temperature, model in sorted(models.items()):
+    for label, model in models.items():
         with torch.no_grad():
             clean = (model.eval()(data.batch(range(len(data)))).argmax(1) == data.labels).float().mean()
-        cells = [f"{temperature:g}", f"{100 * clean:.1f}"]
+        cells = [label, f"{100 * clean:.0f}"]
         for strong in ("margin", "auto"):
             own = standing(model, data, threat, strong)
             pairs = list(zip(first.setdefault(strong, own), own, strict=True))
             p = mcnemar(pairs.count((True, False)), pairs.count((False, True)))
-            cells += [f"{100 * sum(own) / len(own):.1f}", "" if own is first[strong] else f"{p:.2g}"]
+            cells += [f"{100 * sum(own) / len(own):.0f}", "" if own is first[strong] else f"{p:.2g}"]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -136,7 +136,9 @@ def main() -> None:
         .model
         for temperature in temperatures
     }
-    doubted(models, test.limited(chosen.test, defense.seed), ThreatModel.parse(threat))
+    undefended = {"undefended": load_model()} if chosen.problem == "gtsrb" and DEFAULT_WEIGHTS.is_file() else {}
+    named = {f"{temperature:g}": model for temperature, model in sorted(models.items())}
+    doubted(undefended | named, test.limited(chosen.test, defense.seed), ThreatModel.parse(threat))
     for temperature in (temperatures[0], temperatures[-1]) if chosen.audit else ():
         folder = out / f"temperature-{temperature:g}"
         summary = robust.audit(models[temperature], test, [threat], limit=chosen.audit, out=folder / "audit")
