@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -104,22 +106,35 @@ def train_patch(
     The model's weights, flags and gradients and the global random state are left as they were. Raises InputError for
     images, labels, target or boxes that do not fit; NoGradientError where no gradient reaches the input.
     """
-    attack, conditions = attack or PatchAttack(), conditions or Conditions()
     labels = check_source(images, labels, target)
-    scene = _Scene.of(model, images, labels, target, region, conditions, boxes, attack)
-    with torch.inference_mode(False), evaluating(model):
-        if attack.per_image:
-            return _each(scene, initial, progress or Silent(), state, keep)
+    frames = whole(images) if boxes is None else check_boxes(boxes, images)
+    given = (images.detach(), frames, region, conditions or Conditions(), attack or PatchAttack())
+    with evaluating(model):
+        return optimize(_Reading(*given, model, labels, target), initial, progress, state, keep, keep_every)
+
+
+def optimize(
+    scene: Scene,
+    initial: Tensor | None = None,
+    progress: Progress | None = None,
+    state: State | None = None,
+    keep: Callable[[State], None] | None = None,
+    keep_every: int = 20,
+) -> PatchResult:
+    """The patch that gains most in ``scene``; the other arguments are those of :func:`train_patch`."""
+    progress, steps = progress or Silent(), scene.attack.steps
+    with torch.inference_mode(False):
+        if scene.attack.per_image:
+            return _each(scene, initial, progress, state, keep)
         run = _Run.resumed(state) if state else _first(scene, initial)
-        progress = progress or Silent()
-        progress.stage("patch", attack.steps)
+        progress.stage("patch", steps)
         progress.advance(run.step)
-        while run.step < attack.steps:
+        while run.step < steps:
             scene.advance(run)
             progress.advance(1)
             if keep is not None and run.step % keep_every == 0:
                 keep(run.state())
-    return PatchResult(run.patch[0].detach(), scene.cover, region, run.history, run.gains)
+    return PatchResult(run.patch[0].detach(), scene.cover, scene.region, run.history, run.gains)
 
 
 def check_source(images: Tensor, labels: Tensor, target: int | None) -> Tensor:
@@ -164,52 +179,41 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What a patch is made for."""
+class Scene(ABC):
+    """What a patch is made for: images with a frame in each, and what it gains there."""
 
-    model: Model
     images: Tensor
-    labels: Tensor
-    target: int | None
+    boxes: Tensor
     region: Region
     conditions: Conditions
-    boxes: Tensor
-    seeds: Tensor
-    light: Tensor | None
-    cover: Tensor
     attack: PatchAttack
 
-    @staticmethod
-    def of(
-        model: Model, images: Tensor, labels: Tensor, target: int | None, region: Region,
-        conditions: Conditions, boxes: Tensor | None, attack: PatchAttack,
-    ) -> _Scene:  # fmt: skip
-        images = images.detach()
-        framed = whole(images) if boxes is None else check_boxes(boxes, images)
-        return _Scene(
-            model, images, labels, target, region, conditions, framed, image_seeds(images, attack.seed),
-            light_on(images, framed) if conditions.relit else None,
-            region.cover((images.shape[-2], images.shape[-1])).to(images), attack,
-        )  # fmt: skip
+    @abstractmethod
+    def gain(self, patch: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What the patch gains on each image of ``rows``, differentiable, and whether it misleads there; both (n,)."""
 
-    def part(self, rows: slice) -> _Scene:
-        light = None if self.light is None else self.light[rows]
-        return replace(
-            self, images=self.images[rows], labels=self.labels[rows], boxes=self.boxes[rows],
-            seeds=self.seeds[rows], light=light,
-        )  # fmt: skip
+    def part(self, rows: slice) -> Scene:
+        """The same with some of the images."""
+        return replace(self, images=self.images[rows], boxes=self.boxes[rows])
+
+    @cached_property
+    def seeds(self) -> Tensor:
+        return image_seeds(self.images, self.attack.seed)
+
+    @cached_property
+    def light(self) -> Tensor | None:
+        return light_on(self.images, self.boxes) if self.conditions.relit else None
+
+    @cached_property
+    def cover(self) -> Tensor:
+        return self.region.cover((self.images.shape[-2], self.images.shape[-1])).to(self.images)
 
     def advance(self, run: _Run) -> None:
-        """One step of Adam up the mean loss of the next batch."""
+        """One step of Adam up the mean gain of the next batch."""
         attack = self.attack
         patch = run.patch.detach().requires_grad_()
-        rows = self._rows(run.step)
         with torch.enable_grad():
-            goal = self._goal(rows)
-            logits = self.model(self.seen(patch, rows, run.step))
-            gain = LOSSES[attack.loss](logits, goal)
-            if attack.loss == "margin":
-                gain = gain.clamp(max=attack.enough)
+            gain, misled = self.gain(patch, self._rows(run.step), run.step)
             total = gain.mean() if not attack.per_image else gain.sum()
             if attack.nps:
                 assert attack.palette is not None
@@ -221,7 +225,7 @@ class _Scene:
             (gradient,) = torch.autograd.grad(total, patch, allow_unused=True)
         if gradient is None:
             raise NoGradientError("no gradient reaches the patch: the output does not depend on the input")
-        run.history.append(float(goal.met(logits.detach()).float().mean()))
+        run.history.append(float(misled.float().mean()))
         run.gains.append(float(gain.detach().mean()))
         run.step += 1
         run.mean = 0.9 * run.mean + 0.1 * gradient
@@ -229,18 +233,6 @@ class _Scene:
         direction = run.mean / (1 - 0.9**run.step) / ((run.square / (1 - 0.99**run.step)).sqrt() + 1e-8)
         share = 0.01 + 0.99 * (1 + math.cos(math.pi * run.step / attack.steps)) / 2
         run.patch = (patch.detach() + attack.rate * share * direction).clamp(0, 1)
-
-    def seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
-        """The images of ``rows`` with the patch, under conditions of this step."""
-        seeds = self.seeds[rows]
-        corners = in_pixels(self.region.draw(seeds, step).corners, self.boxes[rows])
-        light = None if self.light is None else self.light[rows]
-        textures = patch[0] if len(patch) == 1 else patch
-        return apply(paste(self.images[rows], textures, self.cover, corners, light), self.conditions.draw(seeds, step))
-
-    def _goal(self, rows: Tensor) -> Goal:
-        labels = self.labels[rows]
-        return Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
 
     def _rows(self, step: int) -> Tensor:
         """The images of a step: every one comes as often as the others, in an order new in each round."""
@@ -253,7 +245,36 @@ class _Scene:
         return orders[places // n - rounds[0], places % n]
 
 
-def _first(scene: _Scene, initial: Tensor | None) -> _Run:
+@dataclass(frozen=True)
+class _Reading(Scene):
+    """A classifier's reading of the images as something else than their labels (N,), or as the target."""
+
+    model: Model
+    labels: Tensor
+    target: int | None
+
+    def gain(self, patch: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        labels = self.labels[rows]
+        goal = Goal(labels, None if self.target is None else torch.full_like(labels, self.target))
+        logits = self.model(self._seen(patch, rows, step))
+        gain = LOSSES[self.attack.loss](logits, goal)
+        if self.attack.loss == "margin":
+            gain = gain.clamp(max=self.attack.enough)
+        return gain, goal.met(logits.detach())
+
+    def part(self, rows: slice) -> Scene:
+        return replace(self, images=self.images[rows], boxes=self.boxes[rows], labels=self.labels[rows])
+
+    def _seen(self, patch: Tensor, rows: Tensor, step: int) -> Tensor:
+        """The images of ``rows`` with the patch, under conditions of this step."""
+        seeds = self.seeds[rows]
+        corners = in_pixels(self.region.draw(seeds, step).corners, self.boxes[rows])
+        light = None if self.light is None else self.light[rows]
+        textures = patch[0] if len(patch) == 1 else patch
+        return apply(paste(self.images[rows], textures, self.cover, corners, light), self.conditions.draw(seeds, step))
+
+
+def _first(scene: Scene, initial: Tensor | None) -> _Run:
     """The starting point; of several, the one that misleads best after a tenth of the steps."""
     shape = (scene.images.shape[1], *scene.cover.shape)
     if initial is not None:
@@ -275,7 +296,7 @@ def _first(scene: _Scene, initial: Tensor | None) -> _Run:
 
 
 def _each(
-    scene: _Scene, initial: Tensor | None, progress: Progress, state: State | None, keep: Callable[[State], None] | None
+    scene: Scene, initial: Tensor | None, progress: Progress, state: State | None, keep: Callable[[State], None] | None
 ) -> PatchResult:
     """One patch per image, batch after batch, each for all steps."""
     attack, n = scene.attack, len(scene.images)
