@@ -87,9 +87,12 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _headline(record: dict[str, Any], goal: str) -> str:
     rate = record["figures"]["patch"][goal]
-    what = {"stickers": "Stickers", "universal": "One patch", "per-image": "A patch for each sign"}
-    start = f"{what[record['settings']['kind']]} on {record['settings']['area']:.0%} of the sign"
-    end = f"“{record['source']}” read as “{record['target']}”" if record["target"] else f"“{record['source']}” misread"
+    kind, count = record["settings"]["kind"], record["settings"]["count"]
+    what = {"stickers": "Stickers", "universal": "One patch", "per-image": "A patch for each sign"}[kind]
+    what = "One sticker" if kind == "stickers" and count == 1 else what
+    start = f"{what} on {record['settings']['area']:.0%} of the sign"
+    source, target = record["source"], record["target"]
+    end = f"“{source}” read as “{target}”" if target else f"“{source}” misread"
     if rate is None:
         return f"The model reads no clean “{record['source']}” right: nothing can be said of the patch."
     many = f"{formats.percent(rate['value'])} of views"
