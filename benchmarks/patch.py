@@ -23,7 +23,6 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -194,18 +193,17 @@ def judge(
     print(f"| {name} | {maker} | {seed} | {seconds:.1f} | {ours} | {100 * theirs:.1f} |", flush=True)
 
 
-def claim(model: nn.Module, train: Signs, test: Signs, steps: int, draws: int) -> None:
+def claim(
+    model: nn.Module, train: Signs, test: Signs, steps: int, draws: int, pieces: list[int], presets: list[str]
+) -> None:
     sign = octagon(32, 32, 1.0)
-    masks: dict[str, Callable[[], list[Tensor]]] = {
-        "patch": lambda: layouts(sign, AREA),
-        "two stickers": lambda: layouts(sign, AREA, 2),
-    }
-    for kind, candidates in masks.items():
-        for name in ("physical", "none", "mild"):
+    for count in pieces:
+        kind, masks = "patch" if count == 1 else f"{count} stickers", layouts(sign, AREA, count)
+        for name in presets:
             conditions = Conditions.named(name)
             start = time.process_time()
             region, _ = choose_layout(
-                model, train.images, train.labels, TARGET, candidates(), conditions, PatchAttack(batch=16),
+                model, train.images, train.labels, TARGET, masks, conditions, PatchAttack(batch=16),
                 boxes=train.boxes,
             )  # fmt: skip
             chosen = time.process_time() - start
@@ -261,8 +259,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=[], help="peer, claim, single, quick (a trial)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8, help="rounds over the training images in peer")
-    parser.add_argument("--steps", type=int, default=300, help="steps in claim")
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=200, help="steps in claim")
+    parser.add_argument("--pieces", type=int, nargs="*", default=[1, 2], help="patches (1) or stickers (2) in claim")
+    parser.add_argument("--conditions", nargs="*", default=["none", "mild", "physical"], help="presets in claim")
+    parser.add_argument("--draws", type=int, default=4, help="of each test image")
     options = parser.parse_args()
     if not os.environ.get("ROBUST_DATA"):
         parser.error("ROBUST_DATA must name the folder of real images and trained models")
@@ -276,7 +276,8 @@ def main() -> None:
     if "peer" in parts:
         peer(model, train, test, 1 if quick else options.epochs, 1 if quick else options.seeds, options.draws)
     if "claim" in parts:
-        claim(model, train, test, 10 if quick else options.steps, options.draws)
+        steps = 10 if quick else options.steps
+        claim(model, train, test, steps, options.draws, options.pieces, options.conditions)
     if "single" in parts:
         single(model, test)
 

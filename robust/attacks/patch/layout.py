@@ -16,10 +16,11 @@ from robust.attacks.patch.transforms import Conditions
 from robust.errors import InputError
 from robust.progress import Progress, Silent
 
-# Steps of a short run, and one in how many of the layouts goes on to twice as many.
+# Steps of a short run, and one in how many of the layouts goes on to twice as many. What follows is in shares of the
+# sign's frame: shifts of a single piece from its middle, distances of several from each other; then proportions, lines.
 _STEPS, _KEPT = 15, 3
 _SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
-_SPACINGS = (0.2, 0.35, 0.5, 0.65)
+_SPACINGS = (0.25, 0.4, 0.55)
 _ASPECTS = (0.5, 1.0, 2.0, 3.0)
 _LINES = ((0.0, 1.0), (1.0, 0.0), (math.sqrt(0.5), math.sqrt(0.5)), (math.sqrt(0.5), -math.sqrt(0.5)))
 
@@ -98,7 +99,7 @@ def _groups(count: int) -> list[list[tuple[float, float]]]:
     if count == 1:
         return [[(x, y)] for x, y in itertools.product(_SHIFTS, _SHIFTS)]
     groups = []
-    for (dx, dy), spacing, shift in itertools.product(_LINES, _SPACINGS, (-0.1, 0.0, 0.1)):
+    for (dx, dy), spacing in itertools.product(_LINES, _SPACINGS):
         places = [(index - (count - 1) / 2) * spacing for index in range(count)]
-        groups.append([(place * dx, place * dy + shift) for place in places])
+        groups.append([(place * dx, place * dy) for place in places])
     return groups
