@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from robust.hardening import harden
     from robust.ledger import Ledger
     from robust.models import load_model
+    from robust.patching import make_patch
     from robust.reports import write_report
     from robust.summary import AuditSummary
     from robust.threats import ThreatModel
@@ -47,13 +48,14 @@ _HOME = {
     "harden": "hardening",
     "load_data": "data",
     "load_model": "models",
+    "make_patch": "patching",
     "write_report": "reports",
 }
 
 __all__ = [
     "AuditSummary", "BandSmoothing", "ImageSet", "InputError", "Ledger", "MaskedClassifier", "NoGradientError",
     "RobustError", "SmoothedClassifier", "ThreatModel", "audit", "certify", "certify_patches", "harden", "load_data",
-    "load_model", "write_report",
+    "load_model", "make_patch", "write_report",
 ]  # fmt: skip
 
 

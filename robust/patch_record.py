@@ -85,7 +85,7 @@ def places(
     middle = (found[best[1]], found[best[0]])
     record = {
         "middles": found, "success": maps[1].tolist(), "images": min(_MAPPED, len(test)),
-        "side": where.region.side * where.width,
+        "side": where.region.side * where.width, "at_best": float(maps[1][best]),
     }  # fmt: skip
     return middle, record
 

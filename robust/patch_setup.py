@@ -20,7 +20,6 @@ KINDS = ("universal", "stickers", "per-image")
 # The sign's shapes, and the side of the largest upright square that lies on each, as a share of the sign's width.
 SHAPES = {"octagon": math.sqrt(0.5), "circle": math.sqrt(0.5), "rectangle": 1.0}
 LEAST = 8  # images of the source class, to make a patch on and to measure it on
-_TEXTURE = 64  # pixels across the sign: finer than most models see, coarse enough to print
 _TURN = 10.0  # degrees by which a patch may be stuck on askew
 
 
@@ -167,10 +166,13 @@ def spot(
             raise InputError(f"--mask {mask}: a file marks where stickers lie; give it with --kind stickers")
         region = OnSign(from_file(mask))
         region.cover(size)
+        if region.mask.shape[0] > size[0]:
+            region = OnSign(from_file(mask, size))
         covered = region.area / (float(flat_sign("octagon").mean()) * sign_share**2)
         return Spot(region, 1.0, 1 / sign_share, covered)
-    sign = flat_sign(mask)
     if kind == "stickers":
+        # No finer than the sign in the image: what falls between pixels would never be optimized.
+        sign = flat_sign(mask, max(16, round(sign_share * min(size))))
         if tried < 1:
             raise InputError(f"--layouts {tried}: give at least 1")
         usual, masks = stickers(sign, area, count), layouts(sign, area, count) if tried > 1 else []
@@ -181,14 +183,14 @@ def spot(
         )  # fmt: skip
     # The frame is the largest square on the sign, so that the patch is on the sign wherever it lies.
     inner = SHAPES[mask]
-    whole = area * float(sign.mean()) / inner**2
+    whole = area * float(flat_sign(mask).mean()) / inner**2
     if whole >= 1:
         raise InputError(f"--area {area:.0%}: a patch of that size is larger than what fits on the sign; lower it")
     return Spot(Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN), sign_share * inner, inner, area)
 
 
-def flat_sign(shape: str) -> Tensor:
-    """A sign that fills its square, (64, 64) in [0, 1]."""
+def flat_sign(shape: str, side: int = 64) -> Tensor:
+    """A sign that fills its square, (side, side) in [0, 1]."""
     if shape == "rectangle":
-        return torch.ones(_TEXTURE, _TEXTURE)
-    return octagon(_TEXTURE, _TEXTURE, 1.0) if shape == "octagon" else circle(_TEXTURE, _TEXTURE)
+        return torch.ones(side, side)
+    return octagon(side, side, 1.0) if shape == "octagon" else circle(side, side)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.patch import (
+    Anywhere,
     Conditions,
     OnSign,
     PatchAttack,
@@ -139,7 +140,8 @@ def make_patch(
         "settings": {**ours, "draws": draws, "limit": limit, "conditions_name": named, "area": where.area,
                      "made_on": len(train), "train_data": None if train_data is None else name_of(train_data),
                      "outline": sign_outline(mask if mask in SHAPES else "octagon")},
-        "figures": figures(found), "places": where_best, "middle": middle,
+        "figures": figures(found), "places": where_best, "middle": list(middle or (0.5, 0.5)),
+        "width": where.width * (where.region.side if isinstance(where.region, Anywhere) else 1.0),
         "history": [round(value, 4) for value in result.history],
         "cost": cost(spent, counted.passes, made_in),
         "remarks": list(sources.remarks), "photographs": None, "print": None,

@@ -89,7 +89,7 @@ def test_stickers_lie_on_the_sign_and_are_printed_one_by_one(signs: Path, tmp_pa
     assert made.record["target"] is None
     assert made.record["figures"]["patch"]["targeted"] is None
     assert len(made.record["print"]["pieces"]) == 2
-    sign = flat_sign("octagon")
+    sign = flat_sign("octagon", 26)
     assert float(made.cover.mean() / sign.mean()) == pytest.approx(0.2, rel=0.02)
     assert float(made.cover[sign < 0.5].sum()) < 0.02 * float(made.cover.sum())
 

@@ -288,7 +288,8 @@ def test_published_perturbations_read_as_published(robust_data: Path) -> None:
         with Image.open(file) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
-    signs = torch.stack([picture(folder / "px32" / f"{held.name}.png") for held in load_photographs(folder)])
+    signs = torch.stack([picture(file) for file in sorted((folder / "px32").glob("*.png"))])
+    assert len(signs) == 40
     assert (readings(model, signs)[0] == stop).all()
     for name, mask, fooled in (("sticker", "uniform_rectangles_32", 36), ("poster", "octagon_32", 40)):
         noise = torch.from_numpy(np.load(folder / "lisa_cnn" / f"{name}_noise_hwc.npy")).permute(2, 0, 1)

@@ -67,6 +67,15 @@ def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(np.rint(255 * image.permute(1, 2, 0).numpy()).astype(np.uint8))
 
 
+def _palette(strip: Image.Image, colors: int) -> Image.Image:
+    """A palette for a picture: its own colors, and those of paper and lettering as they are."""
+    fixed = (PAPER, INK, MUTED, RIGHT, WRONG)
+    own = strip.quantize(colors - len(fixed), Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*own[: 3 * (colors - len(fixed))], *(value for color in fixed for value in color)])
+    return palette
+
+
 def as_gif(pictures: Sequence[Image.Image], milliseconds: int = 220, hold: int = 1800) -> bytes:
     """The frames as a GIF that repeats, the last one held; in as many colors as keep it below 1.5 MB."""
     for colors in _COLORS:
@@ -74,7 +83,7 @@ def as_gif(pictures: Sequence[Image.Image], milliseconds: int = 220, hold: int =
         strip = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)))
         for number, picture in enumerate(pictures):
             strip.paste(picture, (0, number * picture.height))
-        palette = strip.quantize(colors, Image.Quantize.MEDIANCUT)
+        palette = _palette(strip, colors)
         frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
         buffer = io.BytesIO()
         durations = [milliseconds] * (len(frames) - 1) + [hold]

@@ -87,9 +87,12 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _headline(record: dict[str, Any], goal: str) -> str:
     rate = record["figures"]["patch"][goal]
-    what = {"stickers": "Stickers", "universal": "One patch", "per-image": "A patch for each sign"}
-    start = f"{what[record['settings']['kind']]} on {record['settings']['area']:.0%} of the sign"
-    end = f"“{record['source']}” read as “{record['target']}”" if record["target"] else f"“{record['source']}” misread"
+    kind, count = record["settings"]["kind"], record["settings"]["count"]
+    what = {"stickers": "Stickers", "universal": "One patch", "per-image": "A patch for each sign"}[kind]
+    what = "One sticker" if kind == "stickers" and count == 1 else what
+    start = f"{what} on {record['settings']['area']:.0%} of the sign"
+    source, target = record["source"], record["target"]
+    end = f"“{source}” read as “{target}”" if target else f"“{source}” misread"
     if rate is None:
         return f"The model reads no clean “{record['source']}” right: nothing can be said of the patch."
     many = f"{formats.percent(rate['value'])} of views"
@@ -110,11 +113,16 @@ def _strata(record: dict[str, Any], goal: str) -> list[dict[str, Any]]:
         parts = [part for part in record["figures"]["strata"] if part["of"] == key and part[goal] is not None]
         if parts:
             rows = [
-                {"label": f"{part['low']:.3g} to {part['high']:.3g}{sign}", "rate": part[goal], "draws": part["draws"]}
+                {"label": _range(part["low"], part["high"], sign), "rate": part[goal], "draws": part["draws"]}
                 for part in parts
             ]
             found.append({"title": title, "unit": unit, "rows": rows})
     return found
+
+
+def _range(low: float, high: float, sign: str) -> str:
+    digits = 0 if sign == "°" else 2
+    return f"{low:.{digits}f} to {high:.{digits}f}{sign}"
 
 
 def _conditions(given: dict[str, Any]) -> list[tuple[str, str]]:
@@ -139,12 +147,10 @@ def _conditions(given: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _patch_picture(patch: FloatImage, cover: FloatImage) -> str:
-    """The patch with what is not patch left out, as a PNG of a fair size."""
+    """The patch, what is not patch left out, as a PNG of a fair size."""
     colors = patch if patch.shape[0] == 3 else np.repeat(patch[:1], 3, 0)
-    rows, columns = np.nonzero(cover > 0.02)
-    whole = np.concatenate([colors, np.clip(cover, 0, 1)[None]])
-    pixels = whole[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    image = Image.fromarray(np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8).transpose(1, 2, 0).copy(), "RGBA")
+    pixels = np.concatenate([colors, np.clip(cover, 0, 1)[None]]).transpose(1, 2, 0)
+    image = Image.fromarray(np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8), "RGBA")
     factor = max(1, 320 // max(image.size))
     return _encoded(image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST), "PNG")
 
