@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from robust.hardening import harden
     from robust.ledger import Ledger
     from robust.models import load_model
-    from robust.patching import make_patch
+    from robust.patches.making import make_patch
     from robust.reports import write_report
     from robust.summary import AuditSummary
     from robust.threats import ThreatModel
@@ -48,7 +48,7 @@ _HOME = {
     "harden": "hardening",
     "load_data": "data",
     "load_model": "models",
-    "make_patch": "patching",
+    "make_patch": "patches.making",
     "write_report": "reports",
 }
 

@@ -91,7 +91,7 @@ def patch(
     """
     share, size = share_of("--area", area), size_of(resize)
     far, sides = numbers_of("--distances", distances, "in meters"), numbers_of("--angles", angles, "in degrees")
-    from robust.patching import REPORT, make_patch
+    from robust.patches.making import REPORT, make_patch
     from robust.progress import terminal_progress
 
     settings = (

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from robust.errors import InputError
-from robust.patch_setup import SHAPES, class_of, flat_sign, gather, spot
-from robust.patching import make_patch
+from robust.patches.making import make_patch
+from robust.patches.setup import SHAPES, class_of, flat_sign, gather, spot
 from robust.progress import Silent
 
 Command = Callable[..., tuple[int, str, str]]

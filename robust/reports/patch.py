@@ -21,7 +21,7 @@ from robust.reports.page import page, write_page
 from robust.reports.svg import GRID, MUTED, ROBUST, sheet
 
 if TYPE_CHECKING:
-    from robust.patch_photos import Pictures
+    from robust.patches.photographs import Pictures
 
 _SIDE, _MOST = 208, 40
 _ROWS = {"patch": "The patch", "noise": "Noise, same area", "grey": "Grey, same area", "sticker": "A real label's look"}

@@ -22,7 +22,7 @@ from robust.attacks.patch import (
 )  # fmt: skip
 from robust.counting import Passes
 from robust.models import evaluating
-from robust.patch_setup import Spot, class_name
+from robust.patches.setup import Spot, class_name
 from robust.randomness import image_seeds
 from robust.reports.patch import Shown
 

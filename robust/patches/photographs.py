@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from robust.attacks.patch import Anywhere, control
-from robust.patch_setup import Spot, class_name
+from robust.patches.setup import Spot, class_name
 from robust.photos.animation import approach, as_gif
 from robust.photos.camera import Camera
 from robust.photos.composing import Print, centered, composed

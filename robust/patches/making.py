@@ -31,10 +31,10 @@ from robust.counting import CountedModel
 from robust.describing import circumstances, describe_data, describe_model, name_of
 from robust.errors import InputError
 from robust.models import check_model, identify, load_model
-from robust.patch_photos import SIGN_CM, as_print, on_photographs, sign_outline, width_on_sign, write_prints
-from robust.patch_record import cost, examples, figures, places, plain
-from robust.patch_setup import SHAPES, Sources, Spot, class_name, class_of, gather, spot
-from robust.patch_state import STATE, fingerprint, load_state, save_state
+from robust.patches.photographs import SIGN_CM, as_print, on_photographs, sign_outline, width_on_sign, write_prints
+from robust.patches.record import cost, examples, figures, places, plain
+from robust.patches.setup import SHAPES, Sources, Spot, class_name, class_of, gather, spot
+from robust.patches.state import STATE, fingerprint, load_state, save_state
 from robust.photos.camera import View
 from robust.photos.photographs import Photograph, load_photographs
 from robust.photos.trial import ANGLES, DISTANCES
