@@ -141,7 +141,7 @@ def under_art(
     return hits / counted
 
 
-def peer(model: nn.Module, train: Signs, test: Signs, epochs: int, seeds: int, draws: int) -> None:
+def peer(model: nn.Module, train: Signs, test: Signs, epochs: int, seeds: int, draws: int, only: str) -> None:
     boxes = train.boxes
     area = float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).mean()) * OCTAGON * AREA / 32**2
     # ART's last batch of a round is smaller: never more images passed than it passes.
@@ -166,6 +166,8 @@ def peer(model: nn.Module, train: Signs, test: Signs, epochs: int, seeds: int, d
     print("| transformations | maker | seed | seconds | targeted, our pasting | targeted, ART's pasting |")
     print("|---|---|---|---|---|---|")
     for name, (region, conditions) in cases.items():
+        if only not in name:
+            continue
         for seed in range(seeds):
             art = None
             for maker, settings in makers.items():
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=[], help="peer, claim, single, quick (a trial)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8, help="rounds over the training images in peer")
+    parser.add_argument("--only", default="", help="words of the transformations in peer")
     parser.add_argument("--steps", type=int, default=200, help="steps in claim")
     parser.add_argument("--pieces", type=int, nargs="*", default=[1, 2], help="patches (1) or stickers (2) in claim")
     parser.add_argument("--conditions", nargs="*", default=["none", "mild", "physical"], help="presets in claim")
@@ -274,7 +277,15 @@ def main() -> None:
     test = stop_signs(folder, "test", 20 if quick else None)
     parts = [part for part in options.parts if part != "quick"] or ["peer", "claim", "single"]
     if "peer" in parts:
-        peer(model, train, test, 1 if quick else options.epochs, 1 if quick else options.seeds, options.draws)
+        peer(
+            model,
+            train,
+            test,
+            1 if quick else options.epochs,
+            1 if quick else options.seeds,
+            options.draws,
+            options.only,
+        )
     if "claim" in parts:
         steps = 10 if quick else options.steps
         claim(model, train, test, steps, options.draws, options.pieces, options.conditions)
