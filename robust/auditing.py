@@ -15,7 +15,7 @@ from robust.assembling import Subject, assemble
 from robust.batching import batches, comfortable_batch
 from robust.checking import access_of
 from robust.corrupting import Grid, check_baseline, load_baseline, run_corruptions
-from robust.corruptions.apply import check_size
+from robust.corruptions import check_size
 from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
 from robust.defenses.patch.behind import put_behind

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robust import randomness
 from robust.batching import batches
 from robust.cells import Cell, begin_cells, example_of, keep_cell, read_cell
-from robust.corruptions import NAMES, SEVERITIES, corrupt
+from robust.corruptions import NAMES, SEVERITIES
 from robust.describing import name_of
 from robust.draws import Stream
 from robust.errors import InputError
@@ -159,6 +159,8 @@ def _clean_baseline(job: Job, grid: Grid) -> list[int] | None:
 
 
 def _run_cell(job: Job, grid: Grid, name: str, severity: int) -> Cell | None:
+    from robust.corruptions.apply import corrupt  # needs kornia, which takes its time to load
+
     start = time.perf_counter()
     example = example_of(job.ledger)
     other = None if grid.baseline is None else grid.baseline.model

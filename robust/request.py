@@ -84,6 +84,8 @@ def default_threats(model: object, data: object) -> tuple[str, ...]:
 
 def check_attacks(request: Request, surrogates: bool = False) -> None:
     """Names, settings and norms of the attacks asked for, before anything is computed."""
+    if request.attacks is not None and not request.threats:
+        raise InputError("attacks: corruptions are none; add a norm ball such as linf:8/255, or leave the attacks out")
     if request.attacks == ():
         raise InputError("attacks: give at least one, or none at all for the standard list")
     for threat in request.threats:

@@ -161,10 +161,10 @@ def test_beside_a_norm_ball(here: Path, command: Run) -> None:
 
 
 def test_an_interrupted_grid_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import robust.corrupting as corrupting
+    import robust.corruptions.apply as applying
 
     whole = robust.audit("model.py:load", "data.npz", ["corruptions"]).corruptions
-    original, calls = corrupting.corrupt, 0
+    original, calls = applying.corrupt, 0
 
     def killed(*arguments: object) -> Tensor:
         nonlocal calls
@@ -173,11 +173,11 @@ def test_an_interrupted_grid_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(corrupting, "corrupt", killed)
+    monkeypatch.setattr(applying, "corrupt", killed)
     with pytest.raises(KeyboardInterrupt):
         robust.audit("model.py:load", "data.npz", ["corruptions"], out="out")
     counted: list[object] = []
-    monkeypatch.setattr(corrupting, "corrupt", lambda *given: counted.append(given) or original(*given))
+    monkeypatch.setattr(applying, "corrupt", lambda *given: counted.append(given) or original(*given))
     found = robust.audit("model.py:load", "data.npz", ["corruptions"], out="out").corruptions
     assert len(counted) == 75 - 11
     assert whole is not None
@@ -268,6 +268,7 @@ def test_the_ledger_shows_one_image_in_every_cell(here: Path) -> None:
         (("--threat", "corruptions:0"), "severities go from 1 to 5"),
         (("--threat", "corruptions", "--threat", "corruptions:2"), "given twice"),
         (("--threat", "linf:0.01", "--baseline", "model.py:load"), "--threat corruptions"),
+        (("--threat", "corruptions", "--attacks", "pgd"), "corruptions are none"),
         (("--threat", "corruptions", "--baseline", "nowhere/audit.json"), "no such file"),
         (("--threat", "corruptions", "--baseline", "model.py:nothing"), "nothing"),
         (("--threat", "corruptions", "--baseline", "broken.json"), "not the record of an audit"),

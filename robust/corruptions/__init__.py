@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from robust.corruptions.severity import FAMILIES, NAMES, SEVERITIES
+from robust.corruptions.severity import FAMILIES, NAMES, SEVERITIES, SMALLEST, check_size
 from robust.lazy import loader
 
 if TYPE_CHECKING:
-    from robust.corruptions.apply import SMALLEST, corrupt
+    from robust.corruptions.apply import corrupt
 
-__all__ = ["FAMILIES", "NAMES", "SEVERITIES", "SMALLEST", "corrupt"]
+__all__ = ["FAMILIES", "NAMES", "SEVERITIES", "SMALLEST", "check_size", "corrupt"]
 
-__getattr__ = loader(__name__, {"SMALLEST": "apply", "corrupt": "apply"})
+__getattr__ = loader(__name__, {"corrupt": "apply"})

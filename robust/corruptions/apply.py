@@ -10,10 +10,8 @@ from torch import Tensor
 from robust import randomness
 from robust.corruptions import blur, digital, noise, weather
 from robust.corruptions.draws import Draws
-from robust.corruptions.severity import NAMES, SEVERITIES, Row, constants
+from robust.corruptions.severity import NAMES, SEVERITIES, Row, check_size, constants
 from robust.errors import InputError, unknown
-
-SMALLEST = 16  # pixels, of the shorter side
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Row, Draws], Tensor]] = {
     "gaussian_noise": noise.gaussian_noise, "shot_noise": noise.shot_noise, "impulse_noise": noise.impulse_noise,
@@ -59,12 +57,3 @@ def corrupt(images: Tensor, name: str, severity: int, seeds: int | Tensor = 0) -
     settings = constants(name, severity, images.shape[2], images.shape[3])
     found = _FUNCTIONS[name](images.float(), settings, Draws.of(own, name, severity))
     return found.clamp(0, 1).to(images.dtype)
-
-
-def check_size(height: int, width: int) -> None:
-    """Raises InputError where images are too small for the corruptions."""
-    if min(height, width) < SMALLEST:
-        raise InputError(
-            f"images of {height}x{width} pixels: corruptions need at least {SMALLEST}x{SMALLEST}; resize them "
-            "(--resize)"
-        )

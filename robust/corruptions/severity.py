@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from robust.errors import InputError
+
 FAMILIES: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
@@ -19,7 +21,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 NAMES: tuple[str, ...] = tuple(name for names in FAMILIES.values() for name in names)
 SEVERITIES = (1, 2, 3, 4, 5)
 
-SMALL, LARGE = 32, 224
+SMALLEST, SMALL, LARGE = 16, 32, 224  # pixels of the shorter side
 Row = tuple[float, ...]
 
 
@@ -149,3 +151,12 @@ def constants(name: str, severity: int, height: int, width: int) -> Row:
         low ** (1 - way) * high**way * (grown if length else 1)
         for low, high, length in zip(small, large, scale.pixels, strict=True)
     )
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises InputError where images are too small for the corruptions."""
+    if min(height, width) < SMALLEST:
+        raise InputError(
+            f"images of {height}x{width} pixels: corruptions need at least {SMALLEST}x{SMALLEST}; resize them "
+            "(--resize)"
+        )
