@@ -19,9 +19,9 @@ def register(app: typer.Typer) -> None:
     """Make it a command of ``app``."""
     app.command(
         epilog="[bold]Examples[/bold]\n\n"
-        "robust patch demo demo --source stop --target 'speed limit 30'\n\n"
+        "robust patch demo demo --source stop --target 'speed limit 30' --count 1 --conditions mild\n\n"
         "robust patch signs.py:load_model test.npz --train-data train.npz --source stop --target 'speed limit 30' "
-        "--kind stickers --area 15% --photos photos/\n\n"
+        "--photos photos/\n\n"
         "[bold]Exit codes[/bold]  0 done; 2 bad input."
     )(patch)
 
@@ -41,7 +41,7 @@ def patch(
         typer.Option(
             help="universal: one patch, anywhere on the sign; stickers: where they do most; per-image: one each."
         ),
-    ] = "universal",
+    ] = "stickers",
     area: Annotated[str, typer.Option(help="Share of the sign that it covers.")] = "10%",
     mask: Annotated[
         str, typer.Option(help="The sign: octagon, circle or rectangle; or a picture, white where stickers may lie.")

@@ -54,7 +54,7 @@ def test_a_universal_patch_end_to_end(
 ) -> None:  # fmt: skip
     out = tmp_path / "patch"
     views = ("--photos", str(photographs), "--distances", "8,30", "--angles", "0,20")
-    arguments = ("patch", "demo", str(signs), *_GOAL, *_SMALL, *views, "--out", str(out))
+    arguments = ("patch", "demo", str(signs), *_GOAL, *_SMALL, "--kind", "universal", *views, "--out", str(out))
     code, told, warned = command(*arguments)
     assert code == 0, warned
     assert "as speed limit 30" in told
@@ -116,7 +116,8 @@ class _Stopping(Silent):
 
 
 def test_a_stopped_run_goes_on_to_the_same_patch(signs: Path, tmp_path: Path) -> None:
-    settings = {"source": "stop", "target": "yield", "steps": 30, "batch": 4, "draws": 1, "conditions": "mild"}
+    settings = {"source": "stop", "target": "yield", "steps": 30, "batch": 4, "draws": 1, "conditions": "mild",
+                "kind": "universal"}  # fmt: skip
     whole = make_patch("demo", str(signs), **settings, dpi=20, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         make_patch("demo", str(signs), **settings, dpi=20, out=tmp_path / "two", progress=_Stopping(25))

@@ -60,7 +60,7 @@ class Patching:
 
 def make_patch(
     model: str | Path | nn.Module, data: Any, *, source: str, target: str | None = None, train_data: Any = None,
-    kind: str = "universal", area: float = 0.1, mask: str = "octagon", sign_share: float = 0.8, count: int = 2,
+    kind: str = "stickers", area: float = 0.1, mask: str = "octagon", sign_share: float = 0.8, count: int = 2,
     layouts: int = 24, conditions: str | Conditions = "physical", steps: int = 300, batch: int = 32,
     nps: float = 0.0, tv: float = 0.0, palette: str | Path | None = None, draws: int = 5,
     limit: int | None = None, photos: str | Path | None = None, distances: Sequence[float] = DISTANCES,
