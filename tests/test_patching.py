@@ -135,6 +135,18 @@ def test_the_two_halves_have_no_image_in_common(signs: Path) -> None:
     assert not seen & {image.numpy().tobytes() for image in sources.test}
 
 
+def test_an_image_that_made_the_patch_does_not_measure_it(signs: Path, tmp_path: Path) -> None:
+    held = np.load(signs)
+    file = tmp_path / "some.npz"
+    np.savez(file, images=held["images"][:10], labels=held["labels"][:10], class_names=held["class_names"])
+    given = {"kind": "stickers", "limit": None, "resize": None, "seed": 0}
+    sources, _ = gather(str(signs), str(file), "stop", **given)
+    assert (len(sources.train), len(sources.test)) == (10, 14)
+    assert "10 images that the patch was made on too" in sources.remarks[0]
+    with pytest.raises(InputError, match=r"0 images of class 'stop'; give at least 8 that the patch is not made on"):
+        gather(str(signs), str(signs), "stop", **given)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_universal_patch_stays_on_the_sign(shape: str) -> None:
     where = spot("universal", shape, 0.1, 0.8, 1, 1, (32, 32))

@@ -69,7 +69,7 @@ def gather(
         _enough(test, source, 2 * LEAST, f", {LEAST} to make the patch on and {LEAST} to measure it on")
         train = test.limited((len(test) + 1) // 2, seed)
         taken = set(_positions(train))
-        test = test.take([index for index, at in enumerate(_positions(test)) if at not in taken]).limited(limit, seed)
+        test = test.take([index for index, at in enumerate(_positions(test)) if at not in taken])
         remarks.append(
             "The patch was made on a half of the images of the source class, drawn at random, and measured on the "
             "other half. If several images show one object, it may be on both sides and flatter the figures: give "
@@ -80,17 +80,15 @@ def gather(
         if other.shape != held.shape:
             raise InputError(f"--train-data: images of shape {other.shape}, but the data has {held.shape}; resize both")
         train = _of(other, class_of("--source", source, other.class_names, len(other.class_names)))
-        test = test.limited(limit, seed)
         _enough(train, source, LEAST)
-        _enough(test, source, LEAST)
-    images = [part.batch(range(len(part))) for part in (train, test)]
-    if train_data is not None:
-        shared = _shared(images[0], images[1])
+    if kind != "per-image":
+        test, shared = _without(test, train)
         if shared:
-            remarks.append(
-                f"{shared} of the {len(images[1])} images that measure the patch also made it, which flatters it."
-            )
-    return Sources(images[0], images[1], held, tuple(remarks)), number
+            remarks.append(f"{shared} images that the patch was made on too, to the last bit, do not measure it.")
+        _enough(test, source, LEAST, " that the patch is not made on")
+        test = test.limited(limit, seed)
+    made_on, held_out = (part.batch(range(len(part))) for part in (train, test))
+    return Sources(made_on, held_out, held, tuple(remarks)), number
 
 
 def _of(data: ImageSet, number: int) -> ImageSet:
@@ -109,12 +107,17 @@ def _enough(data: ImageSet, source: str, least: int, why: str = "") -> None:
         )
 
 
-def _shared(first: Tensor, second: Tensor) -> int:
-    marks = [
-        {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in part}
-        for part in (first, second)
+def _without(images: ImageSet, others: ImageSet) -> tuple[ImageSet, int]:
+    """The images that are not among the others, and how many are."""
+    taken = set(_marks(others))
+    kept = [index for index, mark in enumerate(_marks(images)) if mark not in taken]
+    return (images.take(kept) if len(kept) < len(images) else images), len(images) - len(kept)
+
+
+def _marks(images: ImageSet) -> list[bytes]:
+    return [
+        hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images.batch(range(len(images)))
     ]
-    return len(marks[0] & marks[1])
 
 
 @dataclass(frozen=True)
