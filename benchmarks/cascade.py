@@ -8,7 +8,7 @@ that are right unattacked and right on the returned image, evaluated afresh in f
 broke and AutoAttack did not. Passes are counted by a wrapper around the model and are per image of the whole set.
 Batches are as large as an audit's. AutoAttack runs once, with seed 0; the cascade once per seed, searching on the copy
 of the model that an audit would take (`--precision plain`: on the model itself), the choice of which is part of its
-seconds.
+seconds. Seconds are processor time, which other processes on the machine disturb little.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ class Outcome:
 
 
 def measure(model: nn.Module, attack: Attack, data: ImageSet, precision: str = "plain") -> Outcome:
-    began, batch = time.perf_counter(), comfortable_batch(model, data.batch([0]))
+    began, batch = time.process_time(), comfortable_batch(model, data.batch([0]))
     lane = None if precision == "plain" else make_lane(model, *first(model, data), precision=precision)
     counted = CountedModel(model, None if lane is None or lane.report.kind == "plain" else lane)
-    standing, seconds = [], time.perf_counter() - began
+    standing, seconds = [], time.process_time() - began
     for start in range(0, len(data), batch):
         ids = range(start, min(start + batch, len(data)))
         images, labels = data.batch(ids), data.labels[list(ids)]
-        began = time.perf_counter()
+        began = time.process_time()
         found = attack(counted, images, labels)
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began
         with torch.no_grad():
             standing.append((model(images).argmax(1) == labels) & (model(found).argmax(1) == labels))
     n = len(data)
