@@ -86,8 +86,8 @@ def audit(
             :func:`robust.load_model` takes.
         data: a data set of (image, label), a pair of tensors, or a text that :func:`robust.load_data` takes.
         threats: threat models, as objects or text such as ``"linf:8/255"``, which is the default; of the demo, that
-            and a patch. ``"corruptions"`` measures accuracy on corrupted images (``"corruptions:3"``: at severities 1
-            to 3), alone or beside others.
+            and a patch, unless ``attacks`` are named. ``"corruptions"`` measures accuracy on corrupted images
+            (``"corruptions:3"``: at severities 1 to 3), alone or beside others.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
         surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
@@ -122,7 +122,7 @@ def audit(
         InputError: for anything wrong with the arguments, the model or the data; one line with the remedy.
     """
     progress = progress or Silent()
-    asked, severities = split_threats(default_threats(model, data) if threats is None else threats)
+    asked, severities = split_threats(default_threats(model, data, attacks) if threats is None else threats)
     request = Request(
         threats=asked, corruptions=severities, attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),

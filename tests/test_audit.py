@@ -85,6 +85,8 @@ def test_under_a_patch_too() -> None:
 def test_the_demo_meets_a_patch_by_default_and_nothing_else_does() -> None:
     assert [ThreatModel.parse(text).norm for text in default_threats("demo", "demo")] == ["linf", "patch"]
     assert default_threats("demo", "some.npz") == default_threats(LinearModel(), "demo") == ("linf:8/255",)
+    # Most attacks have no form for a patch, and nobody asked for it.
+    assert default_threats("demo", "demo", ["fab"]) == ("linf:8/255",)
 
 
 @pytest.mark.parametrize("norm", list(EPS))
