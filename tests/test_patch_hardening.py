@@ -193,6 +193,9 @@ def test_what_a_model_can_be_put_behind() -> None:
         ("masking", [linf], "patch"),
         ("roa", [small], "masking"),
         ("mask", [small], "masking"),
+        ("masking(", [small], "--behind"),
+        ("masking(3)", [small], "--behind"),
+        ("bands(kind=3)", [small], "a text here, such as 'columns'"),
     ):
         with pytest.raises(InputError, match=word):
             put_behind(text, Corner(), threats, (6, 6))
