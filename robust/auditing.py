@@ -86,8 +86,8 @@ def audit(
             :func:`robust.load_model` takes.
         data: a data set of (image, label), a pair of tensors, or a text that :func:`robust.load_data` takes.
         threats: threat models, as objects or text such as ``"linf:8/255"``, which is the default; of the demo, that
-            and a patch. ``"corruptions"`` measures accuracy on corrupted images (``"corruptions:3"``: at severities 1
-            to 3), alone or beside others.
+            and a patch, unless ``attacks`` are named. ``"corruptions"`` measures accuracy on corrupted images
+            (``"corruptions:3"``: at severities 1 to 3), alone or beside others.
         attacks: names of attacks instead of the standard ones, cheapest first; an audit without all of the standard
             ones cannot be sound.
         surrogates: models, each as ``model``: an attack with their gradients is tried on all that still stands,
@@ -122,7 +122,7 @@ def audit(
         InputError: for anything wrong with the arguments, the model or the data; one line with the remedy.
     """
     progress = progress or Silent()
-    asked, severities = split_threats(default_threats(model, data) if threats is None else threats)
+    asked, severities = split_threats(default_threats(model, data, attacks) if threats is None else threats)
     request = Request(
         threats=asked, corruptions=severities, attacks=None if attacks is None else tuple(attacks), seed=seed,
         device=choose_device(device), out=check_folder(out, LEDGER, "audit"), precision=check_precision(precision),
@@ -140,14 +140,15 @@ def audit(
         check_size(*images.shape[1:])
     if behind is not None:
         network = put_behind(behind, network, request.threats, images.shape[1:])
-        name = f"{name or name_of(model)}, behind {behind}"
+    called = name or name_of(model)
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
     classes = check_model(network, first, images.labels, len(images.class_names))
     others = load_surrogates(surrogates, first, classes, request.device, trust)
     size = batch_size or comfortable_batch(network, first[:1])
     predictions = _clean_pass(network, images, request.device, size, progress)
-    record, described = describe_model(model, network, classes, name), describe_data(images, available)
+    shown = called if behind is None else f"{called}, behind {behind}"
+    record, described = describe_model(model, network, classes, shown), describe_data(images, available)
     grid = Grid(severities, load_baseline(baseline, first, classes, described, request, trust))
     ledger = _open_ledger(request, record, described, images, predictions, size, tuple(fronts), others, grid)
     with ledger:
@@ -166,7 +167,7 @@ def audit(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
             attacks=_names(request, access_of(job)), standard_attacks=request.attacks is None,
             lane=lane.report.kind, lane_detail=lane.report.detail,
-            command=command or _call(record.name, described.name, request, limit, grid),
+            command=command or _call(called, described.name, request, limit, grid),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
         summary = assemble(ledger, subject, request.threats, request.attacks, grid)
@@ -274,7 +275,7 @@ def _call(model: str, data: str, request: Request, limit: int | None, grid: Grid
         "attacks": request.attacks and list(request.attacks), "limit": limit, "seed": request.seed or None,
         "precision": None if request.precision == "auto" else request.precision,
         "effort": None if request.effort == "standard" else request.effort,
-        "baseline": grid.baseline and grid.baseline.name,
+        "baseline": grid.baseline and grid.baseline.name, "behind": request.behind,
     }  # fmt: skip
     more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
     threats = [threat.text for threat in request.threats] + ([grid.text] if grid.severities else [])

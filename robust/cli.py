@@ -57,7 +57,7 @@ def audit(
         typer.Option(
             help="Threat model: NORM:EPS with NORM linf, l2, l1 or l0; patch:AREA such as patch:5% or patch:7x7; or "
             "corruptions, the 15 common ones at 5 severities. Repeatable. Default: linf:8/255, of the demo also "
-            "patch:2%."
+            "patch:2% (unless --attacks are named)."
         ),
     ] = None,
     attacks: Annotated[
@@ -147,8 +147,7 @@ def audit(
     from robust.progress import terminal_progress
     from robust.request import default_threats
 
-    threats = threat or default_threats(model, data)
-
+    threats = threat or default_threats(model, data, attacks)
     folder = out or folder_of(
         "robust-audits",
         model,

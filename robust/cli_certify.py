@@ -34,8 +34,9 @@ def certify(
         str | None, typer.Option(help="Instead: a patch's area, such as 5%, or 7x7 pixels. Certifies against it.")
     ] = None,
     behind: Annotated[
-        str, typer.Option(help="With --patch: the defense that certifies: masking (PatchCleanser) or bands.")
-    ] = "masking",
+        str | None,
+        typer.Option(help="With --patch: the defense that certifies: masking (PatchCleanser, the default) or bands."),
+    ] = None,
     radii: Annotated[
         str | None, typer.Option(help="l2 radii such as 0.25,0.5. Default: sigma times 1, 2 and 3.")
     ] = None,
@@ -84,10 +85,16 @@ def certify(
         "command": command_line(),
     }  # fmt: skip
     if patch is not None:
-        _only_for_noise(radii=radii, tolerance=tolerance, beside=beside, draws=draws)
+        _only_for_noise(
+            radii=radii, tolerance=tolerance, beside=beside, draws=draws, alpha=None if alpha == 0.001 else alpha,
+            method=None if method == "anytime" else method, precision=None if precision == "float32" else precision,
+        )  # fmt: skip
+        behind = behind or "masking"
         folder = out or folder_of("robust-certificates", model, data, patch, behind, limit, seed, attack, str(weights))
         _certify_patches(model, data, folder, as_json, patch=patch, behind=behind, **subject)
         return
+    if behind is not None:
+        raise InputError("--behind: goes with --patch; leave it out beside --sigma")
     from robust.defenses.smoothing.arguments import REPORT
     from robust.defenses.smoothing.certifying import certify as run_certify
     from robust.progress import terminal_progress

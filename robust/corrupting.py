@@ -55,7 +55,10 @@ class Grid:
         """What a ledger must have been made for, to be gone on with."""
         if not self.severities:
             return None
-        return {"severities": list(self.severities), "baseline": self.baseline and self.baseline.sha256}
+        base = self.baseline
+        # The cells hold what a model read beside the audited one; of a record they hold nothing.
+        compared = base and {"sha256": base.sha256, "recorded": base.record is not None}
+        return {"severities": list(self.severities), "baseline": compared}
 
     @property
     def text(self) -> str:

@@ -47,11 +47,11 @@ def confirm(
     radius = torch.full((len(labels),), threat.eps, device=images.device) if eps is None else eps
     claims = claims.float().clamp(0, 1)
     steps = (claims - images) * 255
-    forms = (
-        ((claims * 255).round() / 255, True),
-        (((images * 255).round() + steps.trunc()).round().clamp(0, 255) / 255, True),
-        (claims, False),
-    )
+    levels = (claims * 255).round(), ((images * 255).round() + steps.trunc()).round().clamp(0, 255)
+    # CUDA divides by a number through its reciprocal, which moves values that did not change by a last bit; by a tensor
+    # it divides exactly, as the images were made.
+    top = images.new_tensor(255.0)
+    forms = (*((level / top, True) for level in levels), (claims, False))
     n, device = len(labels), images.device
     result = Confirmed(
         claimed=torch.zeros(n, dtype=torch.bool, device=device), broken=torch.zeros(n, dtype=torch.bool, device=device),

@@ -139,8 +139,8 @@ def best_window(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return window(place // width, place % width, rows, columns, height, width)
 
 
-def window(top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels of an image lie in its window, (N, 1, H, W) bool."""
+def window(top: Tensor, left: Tensor, rows: Tensor | int, columns: Tensor | int, height: int, width: int) -> Tensor:
+    """Which pixels of an image lie in its window, (N, 1, H, W) bool; its corner (N,), its sides (N,) or one for all."""
     vertical, horizontal = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
     tall = (vertical >= top[:, None]) & (vertical < (top + rows)[:, None])
     wide = (horizontal >= left[:, None]) & (horizontal < (left + columns)[:, None])

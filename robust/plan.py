@@ -76,13 +76,15 @@ class Step:
     """One attack of the plan. ``limit`` caps the images; ``check`` names the check it feeds, if any; ``via`` says that
     gradients go through a copy with another backward function, such as ``bpda(preprocess)``.
 
-    A sentinel that breaks an image is run again on everything still standing (``escalates``).
+    A sentinel that breaks an image is run again on everything still standing (``escalates``). ``exact``: gradients come
+    from the model itself and not from a fast copy, over which this step watches too.
     """
 
     attack: str
     limit: int | None = None
     check: str | None = None
     via: str | None = None
+    exact: bool = False
 
     @property
     def escalates(self) -> bool:
@@ -156,7 +158,7 @@ def steps(
         plan += [Step(attack, via=via) for attack in dict.fromkeys(asked)]
         plan += [Step(attack) for attack in blind if attack not in first]
     longer = _OVER_DRAWS_LONGER if random else _CONVERGED[threat.norm]
-    plan.append(Step(longer, SENTINEL_IMAGES, "converged", via))
+    plan.append(Step(longer, SENTINEL_IMAGES, "converged", via, exact=True))
     if threat.norm in _TRANSFER and surrogates:
         plan = [step for step in plan if step.attack != _TRANSFER[threat.norm]]  # once, and as a sentinel
         plan.append(Step(_TRANSFER[threat.norm], check="surrogate"))

@@ -76,10 +76,13 @@ def _named_corruptions(text: str) -> bool:
     return text.partition(":")[0].strip().lower() in ("corruptions", "corruption")
 
 
-def default_threats(model: object, data: object) -> tuple[str, ...]:
-    """What is audited where no threat is named. The demo also meets a patch, so small that its signs stay legible."""
+def default_threats(model: object, data: object, attacks: Sequence[str] | None = None) -> tuple[str, ...]:
+    """What is audited where no threat is named. The demo also meets a patch, so small that its signs stay legible.
+
+    Not where attacks are named, most of which have no form for a patch.
+    """
     demo = isinstance(model, str) and isinstance(data, str) and model == data == "demo"
-    return DEMO_THREATS if demo else DEFAULT_THREATS
+    return DEMO_THREATS if demo and attacks is None else DEFAULT_THREATS
 
 
 def check_attacks(request: Request, surrogates: bool = False) -> None:

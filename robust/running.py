@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robust.adapting import prepare, tell_difference
 from robust.attacks import Transfer
+from robust.attacks.base import exact
 from robust.attacks.queries import only_asks
 from robust.attacks.registry import build
 from robust.batching import batches
@@ -96,7 +97,7 @@ def run_threat(job: Job, threat: ThreatModel) -> None:
         seen = view.last if step.via else view.job
         broken = _run_step(seen, threat, [planned.label for planned in plan], step)
         stop_if_contradicted(job.ledger, threat)
-        whole = Step(step.attack, via=step.via)
+        whole = replace(step, limit=None, check=None)
         if broken and step.escalates and whole.label not in {planned.label for planned in plan}:
             plan.insert(position + 1, whole)
         position += 1
@@ -122,9 +123,10 @@ def _run_step(job: Job, threat: ThreatModel, order: list[str], step: Step) -> in
         if isinstance(attack, Transfer):
             attack = replace(attack, surrogates=job.surrogates)
         names: list[str | None] = [step.label] * len(ids)
+        model = exact(job.counted) if step.exact else job.counted
         if not only_asks(attack):
-            return Attempted(confirm(job.model, images, attack(job.counted, images, labels), labels, threat), names)
-        asked = attack.queried(job.counted, images, labels)
+            return Attempted(confirm(job.model, images, attack(model, images, labels), labels, threat), names)
+        asked = attack.queried(model, images, labels)
         confirmed = confirm(job.model, images, asked.points, labels, threat)
         return Attempted(confirmed, names, query_rows(asked, confirmed, ids))
 

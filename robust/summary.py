@@ -240,8 +240,10 @@ class AuditSummary(_Record):
     data: DataRecord
     settings: Settings
     clean_accuracy: Rate
-    verdict: Verdict = Field(description="the worst over the threat models")
-    threats: list[ThreatResult] = Field(description="norm balls; empty where only corruptions were asked for")
+    verdict: Verdict = Field(description="the worst over the threat models and the corruptions")
+    threats: list[ThreatResult] = Field(
+        description="norm balls and patches; empty where only corruptions were asked for"
+    )
     corruptions: CorruptionResult | None = None
     score: ScoreRecord
     warnings: list[str]

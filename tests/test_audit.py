@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -14,14 +15,15 @@ import pytest
 import torch
 from oracles import patch_gain
 from subjects import SHAPE, LinearModel, Masked, Unproven, distances, images_of, write_factory, write_npz
-from torch import Tensor
+from torch import Tensor, nn
 
 import robust
-from robust import running
+from robust import auditing, running
 from robust.attacks import PGD
 from robust.attacks.base import Attack
 from robust.curve import curve
 from robust.errors import InputError
+from robust.lane import Lane, LaneReport
 from robust.ledger import Ledger
 from robust.request import default_threats
 from robust.summary import AuditSummary, CheckRecord, ThreatResult
@@ -82,9 +84,34 @@ def test_under_a_patch_too() -> None:
     assert median**2 / 36 <= result.median_distance <= (median + 1) ** 2 / 36
 
 
+def test_a_sentinel_takes_its_gradients_from_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the audit searches on a fast copy, what watches over it must not."""
+    on_the_copy: dict[int, set[bool]] = {}
+    run = PGD.run
+
+    def watched(self: PGD, model: nn.Module, *rest: Tensor) -> Tensor:
+        on_the_copy.setdefault(self.steps, set()).add(getattr(model, "evidence", model) is not model)
+        return run(self, model, *rest)  # type: ignore[arg-type]
+
+    def copied(model: nn.Module, *_: object, **__: object) -> Lane:
+        return Lane(model, copy.deepcopy(model), LaneReport("float32, folded", 1.0, 2.0, "as this test wants it"))
+
+    monkeypatch.setattr(PGD, "run", watched)
+    monkeypatch.setattr(auditing, "make_lane", copied)
+    model = LinearModel()
+    labels = torch.arange(8) % 4
+    images = (0.5 + 0.2 * model.head.weight.detach()[labels].sign()).view(-1, *SHAPE)
+    found = robust.audit(model, (images, labels), ["patch:1x1"], device="cpu").threats[0]
+    assert found.robust_accuracy.numerator > 0
+    assert on_the_copy[100] == {False}
+    assert True in on_the_copy[20]  # the search for the smallest perturbations
+
+
 def test_the_demo_meets_a_patch_by_default_and_nothing_else_does() -> None:
     assert [ThreatModel.parse(text).norm for text in default_threats("demo", "demo")] == ["linf", "patch"]
     assert default_threats("demo", "some.npz") == default_threats(LinearModel(), "demo") == ("linf:8/255",)
+    # Most attacks have no form for a patch, and nobody asked for it.
+    assert default_threats("demo", "demo", ["fab"]) == ("linf:8/255",)
 
 
 @pytest.mark.parametrize("norm", list(EPS))

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from robust import load_data, load_model
 from robust.attacks import APGD, Auto
+from robust.attacks.base import Goal
+from robust.attacks.seen import Seen
 from robust.errors import InputError
+from robust.threats import NORMS
 
 
 def standing(model: nn.Module, attacks: list, images: Tensor, labels: Tensor) -> Tensor:
@@ -78,6 +81,23 @@ def test_no_pass_is_larger_than_the_callers_batch() -> None:
     Auto(0.01)(model, images, torch.zeros(20, dtype=torch.long))
     assert model.backward_images == 20 * (10 + 20 + 60 + 9 * (30 + 100) + 3)
     assert max(len(batch) for batch in model.seen) == 20
+
+
+def test_a_point_without_numbers_hides_nothing_that_others_of_its_image_show() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0], [torch.nan] * 3, [0.0, -2.0, -0.5]])
+
+    def model(points: Tensor) -> Tensor:
+        return logits[points.flatten(1).sum(1).round().long()]
+
+    image, goal = torch.zeros(1, 3, 1, 1), Goal(torch.tensor([0]))
+    seen = Seen(model, NORMS["linf"], image, goal, torch.ones(1), logits[2:], strays=False)
+    points = torch.zeros(2, 3, 1, 1)
+    points[1, 0] = 1
+    seen.look(torch.tensor([0, 0]), points)
+    assert not seen.unsolved.any()
+    assert torch.equal(seen.best, points[:1])
+    assert seen.best_margin.tolist() == [torch.inf]
+    assert seen.lead.tolist() == [[0.0, 1.0, -0.5]]
 
 
 def test_more_effort_spends_more_and_loses_nothing() -> None:

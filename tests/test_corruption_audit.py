@@ -225,6 +225,8 @@ def test_errors_are_relative_to_the_baseline(here: Path, command: Run) -> None:
     assert read.mean_error == pytest.approx(against.mean_error)
     assert read.relative_error == pytest.approx(against.relative_error)
     assert "mean corruption error" in Path("read/report.html").read_text()
+    with pytest.raises(InputError, match="another choice of corruptions"):  # whose cells lack what the model reads
+        robust.audit("model.py:load", "data.npz", ["corruptions"], baseline="model.py:worse", out="read")
 
 
 def test_a_random_model_gives_the_same_figures_again(here: Path) -> None:

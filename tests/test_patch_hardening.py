@@ -154,6 +154,7 @@ def test_an_audit_behind_masks_has_their_certificates_as_its_lower_bound(network
     assert result.certified_accuracy.numerator == int(certificates.correct(data.labels).sum()) > 3
     assert result.certified_accuracy.numerator <= result.robust_accuracy.numerator
     assert "behind masking" in found.model.name
+    assert found.settings.command == f"robust.audit(TinyNet, {data.name}, ['{THREAT}'], behind='masking')"
     bare = robust.audit(network, data, [THREAT], device="cpu").threats[0]
     assert bare.certified_accuracy is None
     assert bare.robust_accuracy.numerator < result.robust_accuracy.numerator
@@ -192,6 +193,9 @@ def test_what_a_model_can_be_put_behind() -> None:
         ("masking", [linf], "patch"),
         ("roa", [small], "masking"),
         ("mask", [small], "masking"),
+        ("masking(", [small], "--behind"),
+        ("masking(3)", [small], "--behind"),
+        ("bands(kind=3)", [small], "a text here, such as 'columns'"),
     ):
         with pytest.raises(InputError, match=word):
             put_behind(text, Corner(), threats, (6, 6))
@@ -243,6 +247,10 @@ def test_bad_input_ends_in_one_line(run: Callable[..., tuple[int, str, str]]) ->
         (("certify", "net.py:load", "test.npz", "--patch", "2x2", "--sigma", "0.25"), "one of them"),
         (("certify", "net.py:load", "test.npz", "--patch", "9x9"), "larger than the images"),
         (("certify", "net.py:load", "test.npz", "--patch", "2x2", "--draws", "100"), "--draws"),
+        (("certify", "net.py:load", "test.npz", "--patch", "2x2", "--alpha", "0.1"), "--alpha"),
+        (("certify", "net.py:load", "test.npz", "--sigma", "0.25", "--behind", "bands"), "--behind"),
+        (("certify", "net.py:load", "test.npz", "--patch", "0%"), "--patch 0%"),
+        (("certify", "net.py:load", "test.npz", "--patch", "large"), "--patch large"),
         (("certify", "net.py:load", "test.npz", "--patch", "2x2", "--behind", "maskin"), "masking"),
         (("certify", "net.py:load", "test.npz", "--patch", "2x2", "--behind", "bands", "--attack"), "--attack"),
         (("audit", "net.py:load", "test.npz", "--behind", "masking"), "--threat patch:5%"),

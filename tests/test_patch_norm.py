@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import patch_gain
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
+from robust.evidence import confirm
 from robust.patch_norm import window_size, window_sums
+from robust.pixels import is_eight_bit
 from robust.randomness import image_seeds
 from robust.threats import NORMS, ThreatModel
 
 PATCH = NORMS["patch"]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 fast = settings(max_examples=40, deadline=None)
 
 
@@ -171,3 +174,23 @@ def test_a_patch_in_pixels_holds_exactly_so_many() -> None:
     larger[:, :, 3:8, 20:26] = 0
     assert threat.geometry.contains(square, images, threat.eps).all()
     assert not threat.geometry.contains(larger, images, threat.eps).any()
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("norm", ["patch", "l0"])
+def test_an_8_bit_image_with_a_patch_is_kept_in_8_bits(norm: str, place: str) -> None:
+    """What the patch leaves alone must come back to the last bit, or rounding would take a claim out of the threat."""
+
+    class Mean(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([images.flatten(1).mean(1) * 0 + 0.5, images.amax((1, 2, 3))], 1)
+
+    levels = torch.arange(256).view(1, 1, 16, 16).clamp_max(100)
+    images = (levels.float() / 255).to(place)
+    claims = images.clone()
+    claims[:, :, 3:5, 6:8] = torch.tensor([[0.9, 0.75], [0.81234, 1.0]], device=place)
+    threat = ThreatModel(norm, 4 / 256 if norm == "patch" else 4)
+    found = confirm(Mean(), images, claims, torch.zeros(1, dtype=torch.long, device=place), threat)
+    assert found.broken.all()
+    assert found.eight_bit.all()
+    assert is_eight_bit(found.stored[0].cpu().numpy())

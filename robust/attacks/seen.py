@@ -118,9 +118,10 @@ class Seen:
 
     def _note(self, index: Tensor, points: Tensor, logits: Tensor, solved: Tensor) -> None:
         goal = self.goal[index]
-        lead = _lead(logits, goal)
+        # Of several rows of an image, one whose logits are no numbers must not hide what the others show.
+        lead = _lead(logits, goal).nan_to_num(-torch.inf, torch.inf, -torch.inf)
         self.lead.scatter_reduce_(0, index[:, None].expand_as(lead), lead, "amax")
-        values = margin(logits, goal)
+        values = margin(logits, goal).nan_to_num(-torch.inf, torch.inf, -torch.inf)
         if self.strays:
             inside = self.geometry.contains(points, self.images[index], self.eps[index])
             solved = solved & inside

@@ -95,7 +95,8 @@ CATALOG = (
         "it breaks over 1 % (at least 2) of the images standing", "evidence", "the gradient misleads",
     ),
     Entry(
-        "black-box", "17", "Square on up to 100 images standing", "it breaks any", "evidence", "the gradient misleads",
+        "black-box", "17", "Square (of a patch its own random search) on up to 100 images standing", "it breaks any",
+        "evidence", "the gradient misleads",
     ),
     Entry(
         "converged", "21", "a longer run on up to 100 images standing", "it breaks over 1 % of all audited images",

@@ -16,14 +16,14 @@ from robust.threats import NORMS
 # Honest nets, trained against attacks or not, measured at 0.81 and more; steep ripples at 0.13 and less.
 _AGREEMENT = 0.3
 _NEAR = 16  # the neighbor lies this many times nearer than eps
-_OTHER_NORMS = 2 / 255  # for l1 and l0, whose balls hold no dense step
+_OTHER_NORMS = 2 / 255  # for l1, l0 and a patch, which hold no dense step
 
 
 def gradients_are_useful(sample: Sample) -> CheckRecord:
     title, meaning = (
         "Gradients reach the input",
         "Gradient attacks are blind where the gradient is missing, zero or not finite, and the model looks robust "
-        "without being so (gradient masking). Square, which needs none, is run on every image instead; name the step "
+        "without being so (gradient masking). Attacks that need none are run on every image instead; name the step "
         "that hides the gradient with --bpda to attack through it.",
     )
     details, good = [], True

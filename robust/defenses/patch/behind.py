@@ -20,7 +20,7 @@ def put_behind(text: str, model: nn.Module, threats: Sequence[ThreatModel], shap
     patches = [threat for threat in threats if threat.norm == "patch" and threat.eps > 0]
     if not patches:
         raise InputError(f"--behind {text}: is made for a patch; give its size with --threat patch:5%")
-    defense = build_defense(text, max(patches, key=lambda threat: threat.eps), {})
+    defense = build_defense(text, max(patches, key=lambda threat: threat.eps), {}, "--behind")
     found = defense.deployed(model, shape)
     if found is model:
         raise InputError(f"--behind {text}: changes nothing when the model is used; give masking or bands")

@@ -70,7 +70,7 @@ def certify_patches(
         CertificateBroken: where an attack turns a certified image.
     """
     progress = progress or Silent()
-    asked = ThreatModel.parse(f"patch:{patch}")
+    asked = _asked(patch)
     folder, place = check_folder(out, JOURNAL, "certificates"), choose_device(device)
     images = load_data(data, resize=resize, class_names=class_names)
     available = len(images)
@@ -102,6 +102,16 @@ def certify_patches(
     if folder is not None:
         summary.write(folder / SUMMARY)
     return summary
+
+
+def _asked(patch: str) -> ThreatModel:
+    try:
+        asked = ThreatModel.parse(f"patch:{patch}")
+    except InputError as error:
+        raise InputError(f"--patch {patch}: write 5% of the image's area, or 5x5 pixels ({error})") from None
+    if asked.eps == 0:
+        raise InputError(f"--patch {patch}: holds no pixel; give an area such as 5%")
+    return asked
 
 
 @dataclass(frozen=True)

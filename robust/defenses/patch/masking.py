@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robust.defenses.patch.certificates import Size
+from robust.patch_norm import window
 
 Rectangle = tuple[int, int, int, int]  # top, left, height, width
 
@@ -31,10 +32,7 @@ def masks(shape: Size, patch: Size, count: int) -> list[Rectangle]:
 def placed(place: Tensor, size: Size, shape: Size) -> Tensor:
     """The pixels of one rectangle in each image, (N, 1, H, W); ``place`` (N,) counts along rows of placements."""
     width = shape[1] - size[1] + 1
-    down = torch.arange(shape[0], device=place.device) - (place // width)[:, None]
-    across = torch.arange(shape[1], device=place.device) - (place % width)[:, None]
-    rows, columns = (down >= 0) & (down < size[0]), (across >= 0) & (across < size[1])
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+    return window(place // width, place % width, *size, *shape)
 
 
 def kept(shape: Size, rectangles: list[Rectangle]) -> Tensor:

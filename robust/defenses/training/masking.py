@@ -104,7 +104,7 @@ class BandTraining(_Certified):
 
     @property
     def behind(self) -> str:
-        return f'bands(size={self.size}, kind="{self.kind}", threshold={self.threshold:g})'
+        return f'bands(size={self.size}, kind="{self.kind}", threshold={self.threshold!r})'
 
     def deployed(self, model: nn.Module, shape: Size) -> nn.Module:
         size = window(self.ball.eps, shape)

@@ -16,16 +16,19 @@ from robust.threats import ThreatModel
 _SPELLING = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
-def build_defense(text: str, threat: ThreatModel | str, settings: Mapping[str, Any]) -> Defense:
+def build_defense(
+    text: str, threat: ThreatModel | str, settings: Mapping[str, Any], option: str = "--method"
+) -> Defense:
     """The defense that ``text`` names, with ``settings`` for all methods and its own in brackets.
 
-    Raises InputError for an unknown method or setting (with the nearest), and values that do not fit.
+    ``option``: where it was written, for errors. Raises InputError for an unknown method or setting (with the nearest),
+    and values that do not fit.
     """
     matched = _SPELLING.fullmatch(text)
     if matched is None:
-        raise InputError(f"--method {text}: write NAME or NAME(SETTING=VALUE, ...), such as trades(beta=6)")
+        raise InputError(f"{option} {text}: write NAME or NAME(SETTING=VALUE, ...), such as trades(beta=6)")
     kind = method(matched[1].lower())
-    given = {**settings, **_options(text, matched[2] or "")}
+    given = {**settings, **_options(f"{option} {text}", matched[2] or "")}
     known = {item.name: item for item in fields(kind) if item.name not in ("threat", "teacher")}
     for name, value in given.items():
         if name not in known:
@@ -34,7 +37,7 @@ def build_defense(text: str, threat: ThreatModel | str, settings: Mapping[str, A
     return kind(threat, **given)
 
 
-def _options(text: str, inside: str) -> dict[str, Any]:
+def _options(named: str, inside: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f({inside})", mode="eval").body
         assert isinstance(call, ast.Call)
@@ -42,11 +45,13 @@ def _options(text: str, inside: str) -> dict[str, Any]:
             raise ValueError
         return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AssertionError):
-        raise InputError(f"--method {text}: write its settings as NAME=VALUE, such as trades(beta=6)") from None
+        raise InputError(f"{named}: write its settings as NAME=VALUE, such as trades(beta=6)") from None
 
 
 def _check_kind(method_name: str, name: str, value: Any, default: Any) -> None:
-    """A number where the default is one; the rest is checked where it is used."""
+    """A number or a text where the default is one; the rest is checked where it is used."""
+    if isinstance(default, str) and not isinstance(value, str):
+        raise InputError(f"{name}={value!r}: {method_name} takes a text here, such as {default!r}")
     if not isinstance(default, (int, float)) or value is None:
         return
     kind: tuple[type, ...] = (
