@@ -135,6 +135,16 @@ def test_the_two_halves_have_no_image_in_common(signs: Path) -> None:
     assert not seen & {image.numpy().tobytes() for image in sources.test}
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_images_on_both_sides_are_counted(apart: bool) -> None:
+    """Two pictures, eight times each: whatever measures the patch made it as well."""
+    pair = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    data = (np.concatenate([np.repeat(pair, 8, 0), pair]), np.array([0] * 16 + [1, 1]))
+    sources, _ = gather(data, data if apart else None, "0", kind="universal", limit=None, resize=None, seed=0)
+    count = len(sources.test)
+    assert sources.remarks[-1].startswith(f"{count} of the {count} images that measure the patch also made it")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_universal_patch_stays_on_the_sign(shape: str) -> None:
     where = spot("universal", shape, 0.1, 0.8, 1, 1, (32, 32))

@@ -84,12 +84,11 @@ def gather(
         _enough(train, source, LEAST)
         _enough(test, source, LEAST)
     images = [part.batch(range(len(part))) for part in (train, test)]
-    if train_data is not None:
-        shared = _shared(images[0], images[1])
-        if shared:
-            remarks.append(
-                f"{shared} of the {len(images[1])} images that measure the patch also made it, which flatters it."
-            )
+    shared = 0 if kind == "per-image" else _shared(images[0], images[1])
+    if shared:
+        remarks.append(
+            f"{shared} of the {len(images[1])} images that measure the patch also made it, which flatters it."
+        )
     return Sources(images[0], images[1], held, tuple(remarks)), number
 
 
@@ -109,12 +108,13 @@ def _enough(data: ImageSet, source: str, least: int, why: str = "") -> None:
         )
 
 
-def _shared(first: Tensor, second: Tensor) -> int:
-    marks = [
-        {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in part}
-        for part in (first, second)
-    ]
-    return len(marks[0] & marks[1])
+def _shared(train: Tensor, test: Tensor) -> int:
+    """How many images of ``test`` are in ``train`` to the last bit."""
+    made, measured = (
+        [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in part] for part in (train, test)
+    )
+    known = set(made)
+    return sum(mark in known for mark in measured)
 
 
 @dataclass(frozen=True)
