@@ -55,16 +55,17 @@ def gather(
 
     Raises InputError for an unknown class, too few images, or images of different shapes.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}: give at least 1 image")
+    least = LEAST // 4 if kind == "per-image" else LEAST
+    if limit is not None and limit < least:
+        raise InputError(f"--limit {limit}: give at least {least} images")
     held = load_data(data, resize=resize)
     number = class_of("--source", source, held.class_names, len(held.class_names))
     test, remarks = _of(held, number), []
     if kind == "per-image":
         if train_data is not None:
             raise InputError("--train-data: a patch per image is made on the images themselves; leave it out")
+        _enough(test, source, least)
         train = test = test.limited(limit, seed)
-        _enough(train, source, LEAST // 4)
     elif train_data is None:
         _enough(test, source, 2 * LEAST, f", {LEAST} to make the patch on and {LEAST} to measure it on")
         train = test.limited((len(test) + 1) // 2, seed)
@@ -80,9 +81,9 @@ def gather(
         if other.shape != held.shape:
             raise InputError(f"--train-data: images of shape {other.shape}, but the data has {held.shape}; resize both")
         train = _of(other, class_of("--source", source, other.class_names, len(other.class_names)))
-        test = test.limited(limit, seed)
         _enough(train, source, LEAST)
         _enough(test, source, LEAST)
+        test = test.limited(limit, seed)
     images = [part.batch(range(len(part))) for part in (train, test)]
     shared = 0 if kind == "per-image" else _shared(images[0], images[1])
     if shared:
@@ -184,9 +185,14 @@ def spot(
     # The frame is the largest square on the sign, so that the patch is on the sign wherever it lies.
     inner = SHAPES[mask]
     whole = area * float(flat_sign(mask).mean()) / inner**2
-    if whole >= 1:
-        raise InputError(f"--area {area:.0%}: a patch of that size is larger than what fits on the sign; lower it")
-    return Spot(Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN), sign_share * inner, inner, area)
+    try:
+        anywhere = Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN)
+    except InputError as error:
+        raise InputError(
+            f"--area {area:.0%}: a patch of that size, turned by up to {_TURN:g} degrees, is larger than what fits on "
+            "the sign; lower it"
+        ) from error
+    return Spot(anywhere, sign_share * inner, inner, area)
 
 
 def flat_sign(shape: str, side: int = 64) -> Tensor:
