@@ -194,6 +194,7 @@ def test_classes_are_found_by_name_in_any_case_and_by_number() -> None:
         ((*_GOAL, "--angles", "95"), "less than 80 degrees"),
         ((*_GOAL, "--size-cm", "0"), "--size-cm 0: give the printed width"),
         ((*_GOAL, "--dpi", "0"), "--dpi 0: give dots per inch"),
+        ((*_GOAL, "--dpi", "2400", "--size-cm", "400"), "pixels is too large; lower it or --size-cm"),
         ((*_GOAL, "--train-data", "absent.npz"), "absent.npz: no such file or folder"),
         ((*_GOAL, "--device", "abacus"), "device 'abacus' cannot be used here"),
     ],

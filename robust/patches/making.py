@@ -31,7 +31,7 @@ from robust.counting import CountedModel
 from robust.describing import circumstances, describe_data, describe_model, name_of
 from robust.errors import InputError
 from robust.models import check_model, identify, load_model
-from robust.patches.photographs import SIGN_CM, as_print, on_photographs, sign_outline, width_on_sign, write_prints
+from robust.patches.photographs import as_print, check_prints, on_photographs, sign_outline, sign_width, write_prints
 from robust.patches.record import cost, examples, figures, places, plain
 from robust.patches.setup import SHAPES, Sources, Spot, class_name, class_of, gather, spot
 from robust.patches.state import STATE, fingerprint, load_state, save_state
@@ -98,7 +98,7 @@ def make_patch(
     attack = PatchAttack(
         steps=steps, batch=batch, nps=nps, tv=tv, palette=inks, per_image=kind == "per-image", seed=seed
     )  # fmt: skip
-    _check_numbers(draws, distances, angles, size_cm, dpi)
+    _check_numbers(draws, distances, angles, size_cm)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place)
     sources, truth = gather(data, train_data, source, kind=kind, limit=limit, resize=resize, seed=seed)
     names = sources.data.class_names
@@ -108,6 +108,8 @@ def make_patch(
         raise InputError(f"--target {target}: is the source's own class; give another, or none for any other")
     where = spot(kind, mask, area, sign_share, count, layouts, (sources.test.shape[2], sources.test.shape[3]))
     where.region.cover((sources.test.shape[2], sources.test.shape[3]))
+    if kind != "per-image":
+        check_prints(where, (sources.test.shape[2], sources.test.shape[3]), size_cm, dpi)
     if inks is not None and sources.test.shape[1] != 3:
         raise InputError(f"--nps {nps:g}: printable colors need color images, not {sources.test.shape[1]} channels")
     held = _photographs(photos, mask, kind, sources)
@@ -153,7 +155,7 @@ def make_patch(
     if kind != "per-image":
         title = f"{record['model']['name']}: {record['source']} to {record['target'] or 'another class'}"
         print_ = as_print(patch, result.cover, where, middle or (0.5, 0.5))
-        sign_cm = SIGN_CM if size_cm is None else size_cm / width_on_sign(print_)
+        sign_cm = sign_width(print_, size_cm)
         record["print"] = write_prints(print_, sign_cm, dpi, title, folder)
         if held:
             record["photographs"], pictures = on_photographs(
@@ -206,9 +208,7 @@ def _palette(given: str | Path | None, nps: float) -> Tensor | None:
     return load_palette(given)
 
 
-def _check_numbers(
-    draws: int, distances: Sequence[float], angles: Sequence[float], size_cm: float | None, dpi: int
-) -> None:
+def _check_numbers(draws: int, distances: Sequence[float], angles: Sequence[float], size_cm: float | None) -> None:
     if draws < 1:
         raise InputError(f"--draws {draws}: give at least 1")
     if not distances or not angles:
@@ -218,8 +218,6 @@ def _check_numbers(
             View(distance, angle)
     if size_cm is not None and not 0 < size_cm <= 1000:
         raise InputError(f"--size-cm {size_cm:g}: give the printed width in cm, up to 1000")
-    if not 1 <= dpi <= 2400:
-        raise InputError(f"--dpi {dpi}: give dots per inch from 1 to 2400, such as 300")
 
 
 def _photographs(photos: str | Path | None, mask: str, kind: str, sources: Sources) -> list[Photograph]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from robust.attacks.patch import Anywhere, control
@@ -17,7 +18,7 @@ from robust.photos.camera import Camera
 from robust.photos.composing import Print, centered, composed
 from robust.photos.outline import flat_corners
 from robust.photos.photographs import Photograph
-from robust.photos.printable import Piece, pieces, write_pdf, write_png
+from robust.photos.printable import Piece, pieces, raster_size, write_pdf, write_png
 from robust.photos.sheet import Look, contact_sheet
 from robust.photos.trial import CLEAN, Trial, try_photographs, with_prints
 from robust.places import written_whole
@@ -43,6 +44,20 @@ def width_on_sign(print_: Print) -> float:
     columns = np.nonzero((print_.cover > 0.02).any(0))[0]
     across = (int(columns.max()) + 1 - int(columns.min())) / print_.cover.shape[1]
     return float(across * np.linalg.norm(print_.place[:2, 0]))
+
+
+def sign_width(print_: Print, size_cm: float | None) -> float:
+    """The sign's width in cm where the print is ``size_cm`` wide; None: that of a usual stop sign."""
+    return SIGN_CM if size_cm is None else size_cm / width_on_sign(print_)
+
+
+def check_prints(spot: Spot, size: tuple[int, int], size_cm: float | None, dpi: int) -> None:
+    """Raises InputError where a print of that size cannot be made, whichever layout will be chosen; ``size``: of the
+    images, (H, W)."""
+    for cover in spot.layouts or (spot.region.cover(size),):
+        print_ = as_print(torch.zeros(3, *cover.shape), cover, spot, (0.5, 0.5))
+        for piece in pieces(print_, sign_width(print_, size_cm)):
+            raster_size(piece, dpi)
 
 
 def write_prints(print_: Print, sign_cm: float, dpi: int, title: str, folder: Path) -> dict[str, Any]:
