@@ -124,6 +124,10 @@ def test_a_stopped_run_goes_on_to_the_same_patch(signs: Path, tmp_path: Path) ->
     assert {file.name for file in (tmp_path / "two").iterdir()} == {"patch-state.safetensors"}
     rest = make_patch("demo", str(signs), **settings, dpi=20, out=tmp_path / "two")
     assert torch.equal(rest.patch, whole.patch)
+    costs = [made.record["cost"] for made in (whole, rest)]
+    for way in ("forward", "backward"):  # 30 steps of 4 images, however often it was stopped
+        assert [cost["made"][way] for cost in costs] == [120, 120]
+    assert costs[0]["measured"] == costs[1]["measured"]
     with pytest.raises(InputError, match="made with other settings"):
         make_patch("demo", str(signs), **{**settings, "seed": 1}, out=tmp_path / "two")
 

@@ -32,9 +32,9 @@ from robust.describing import circumstances, describe_data, describe_model, name
 from robust.errors import InputError
 from robust.models import check_model, identify, load_model
 from robust.patches.photographs import as_print, check_prints, on_photographs, sign_outline, sign_width, write_prints
-from robust.patches.record import cost, examples, figures, places, plain
+from robust.patches.record import examples, figures, places, plain
 from robust.patches.setup import SHAPES, Sources, Spot, class_name, class_of, gather, spot
-from robust.patches.state import STATE, fingerprint, load_state, save_state
+from robust.patches.state import STATE, Meter, fingerprint, load_state, save_state
 from robust.photos.camera import View
 from robust.photos.photographs import Photograph, load_photographs
 from robust.photos.trial import ANGLES, DISTANCES
@@ -122,11 +122,11 @@ def make_patch(
         "batch": batch,        "nps": nps, "tv": tv, "palette": None if inks is None else inks.tolist(), "seed": seed,
     }  # fmt: skip
     mark = fingerprint(ours, train)
-    result = _made(counted, train, truth, goal, where, seen, attack, mark, folder, progress)
+    result, spent = _made(counted, train, truth, goal, where, seen, attack, mark, folder, progress)
     where = replace(where, region=result.region)
     patch = result.patch if inks is None else printed(result.patch, inks)
     patch = (patch * 255).round() / 255  # what is printed has 8 bits
-    spent, made_in = counted.passes, time.perf_counter() - started
+    before = counted.passes
 
     progress.line(f"measuring on {len(test)} images, {draws} views of each")
     found = measure_patch(
@@ -145,7 +145,7 @@ def make_patch(
         "figures": figures(found), "places": where_best, "middle": list(middle or (0.5, 0.5)),
         "width": where.width * (where.region.side if isinstance(where.region, Anywhere) else 1.0),
         "history": [round(value, 4) for value in result.history],
-        "cost": cost(spent, counted.passes, made_in),
+        "cost": {"made": spent, "measured": {"forward": (counted.passes - before).forward}},
         "remarks": list(sources.remarks), "photographs": None, "print": None,
     }  # fmt: skip
     record["settings"].pop("palette")
@@ -171,13 +171,15 @@ def make_patch(
 
 
 def _made(
-    model: nn.Module, train: Tensor, truth: int, goal: int | None, where: Spot, seen: Conditions, attack: PatchAttack,
-    mark: str, folder: Path, progress: Progress,
-) -> PatchResult:  # fmt: skip
-    """The patch, gone on with where an earlier run left it; of stickers, where they lie is chosen first."""
+    model: CountedModel, train: Tensor, truth: int, goal: int | None, where: Spot, seen: Conditions,
+    attack: PatchAttack, mark: str, folder: Path, progress: Progress,
+) -> tuple[PatchResult, dict[str, float]]:  # fmt: skip
+    """The patch, gone on with where an earlier run left it; of stickers, where they lie is chosen first. Also what it
+    cost, that earlier run included."""
     labels, boxes = torch.full((len(train),), truth), where.boxes(train)
     state = load_state(mark, folder, train.device) or {}
     mask, region = state.pop("mask", None), where.region
+    meter = Meter(model, state.pop("spent", {}))
     if where.layouts:
         if mask is None:
             progress.line(f"choosing where {where.area:.0%} of the sign does most, of {len(where.layouts)} layouts")
@@ -185,19 +187,21 @@ def _made(
             region, _ = choose_layout(
                 model, train, labels, goal, masks, seen, attack, boxes=boxes, progress=progress
             )  # fmt: skip
-            save_state({"mask": region.mask}, mark, folder)
+            save_state({"mask": region.mask, "spent": meter.read()}, mark, folder)
         else:
             region = OnSign(mask)
 
     def keep(state: dict[str, Any]) -> None:
-        save_state({**state, "mask": region.mask} if isinstance(region, OnSign) else state, mark, folder)
+        place = {"mask": region.mask} if isinstance(region, OnSign) else {}
+        save_state({**state, **place, "spent": meter.read()}, mark, folder)
 
     if "step" in state:
         progress.line(f"going on after step {state['step']} of {attack.steps}")
-    return train_patch(
+    result = train_patch(
         model, train, labels, goal, region, seen, attack, boxes=boxes, progress=progress, state=state or None,
         keep=keep, keep_every=min(20, attack.steps),
     )  # fmt: skip
+    return result, meter.read()
 
 
 def _palette(given: str | Path | None, nps: float) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from robust.attacks.patch import (
     paste,
     placement_map,
 )  # fmt: skip
-from robust.counting import Passes
 from robust.models import evaluating
 from robust.patches.setup import Spot, class_name
 from robust.randomness import image_seeds
@@ -55,13 +54,6 @@ def _success(success: Success) -> dict[str, Any]:
     rates = {"targeted": success.targeted, "untargeted": success.untargeted}
     return {
         "draws": success.draws, **{name: None if rate is None else rate.model_dump() for name, rate in rates.items()}
-    }  # fmt: skip
-
-
-def cost(made: Passes, all_: Passes, seconds: float) -> dict[str, Any]:
-    """Images passed to make the patch, and to measure it."""
-    return {
-        "made": {**asdict(made), "seconds": seconds}, "measured": {"forward": (all_ - made).forward},
     }  # fmt: skip
 
 
