@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust.attacks.patch import Anywhere, control
-from robust.patches.setup import Spot, class_name
+from robust.patches.setup import Case, Spot, class_name
 from robust.photos.animation import approach, as_gif
 from robust.photos.camera import Camera
 from robust.photos.composing import Print, centered, composed
@@ -88,18 +88,30 @@ class Pictures:
     gif: bytes
 
 
+@dataclass(frozen=True)
+class Views:
+    """Photographs, from how far (m) and from which side (degrees) each is seen, the share of the model's input that
+    the sign takes, and the sign's width in cm."""
+
+    photographs: Sequence[Photograph]
+    distances: Sequence[float]
+    angles: Sequence[float]
+    share: float
+    sign_cm: float
+
+
 def on_photographs(
-    model: nn.Module, photographs: Sequence[Photograph], print_: Print, names: Sequence[str], *, source: int,
-    target: int | None, size: tuple[int, int], share: float, sign_cm: float, distances: Sequence[float],
-    angles: Sequence[float], seed: int, title: str, folder: Path, progress: Progress,
-) -> tuple[dict[str, Any], Pictures]:  # fmt: skip
+    case: Case, print_: Print, views: Views, *, title: str, folder: Path, progress: Progress
+) -> tuple[dict[str, Any], Pictures]:
     """The model's readings of every photograph from every view; writes the contact sheet and the animation."""
-    camera = Camera(sign=sign_cm / 100)
+    camera, photographs, names = Camera(sign=views.sign_cm / 100), views.photographs, case.names
+    source, target, seed = case.truth, case.goal, case.attack.seed
     picture = control(STICKER, 3, print_.cover.shape, seed).permute(1, 2, 0).double().numpy()
     prints = {PATCH: print_, STICKER: Print(picture, print_.cover, print_.place)}
     trial = try_photographs(
-        model, photographs, prints, size=size, share=share, camera=camera, distances=distances, angles=angles,
-        seed=seed, progress=progress,
+        case.model, photographs, prints, size=case.size, share=views.share, camera=camera,
+        distances=list(dict.fromkeys(views.distances)), angles=list(dict.fromkeys(views.angles)), seed=seed,
+        progress=progress,
     )  # fmt: skip
     shown = _shown_view(trial)
     pairs = []
@@ -115,9 +127,9 @@ def on_photographs(
         contact_sheet(title, f"Readings from {view}; {camera.text}.", pairs).save(partial, "PNG", optimize=True)
     best = _most_telling(trial, photographs, source, target)
     frames, read = approach(
-        with_prints(photographs[best], {PATCH: print_}), model, [class_name(names, i) for i in range(len(names))],
-        source=source, size=size, share=share, camera=camera, far=max(trial.distances), near=min(trial.distances),
-        seed=seed,
+        with_prints(photographs[best], {PATCH: print_}), case.model,
+        [class_name(names, i) for i in range(len(names))], source=source, size=case.size, share=views.share,
+        camera=camera, far=max(trial.distances), near=min(trial.distances), seed=seed,
     )  # fmt: skip
     gif = as_gif(frames)
     with written_whole(folder / GIF) as partial:

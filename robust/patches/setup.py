@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, layouts, octagon, stickers
+from robust.attacks.patch import (
+    Anywhere,
+    Conditions,
+    OnSign,
+    PatchAttack,
+    Region,
+    circle,
+    from_file,
+    layouts,
+    octagon,
+    stickers,
+)  # fmt: skip
+from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
 from robust.errors import InputError, unknown
 
@@ -34,6 +46,14 @@ def class_of(option: str, text: str, names: Sequence[str], classes: int) -> int:
     raise InputError(f"{option}: {unknown('class', text, names)}")
 
 
+def goal_of(target: str | None, truth: int, names: Sequence[str], classes: int) -> int | None:
+    """The target's number, None without one. Raises InputError where it is unknown or the source."""
+    goal = None if target is None else class_of("--target", target, names, classes)
+    if goal == truth:
+        raise InputError(f"--target {target}: is the source's own class; give another, or none for any other")
+    return goal
+
+
 def class_name(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) and names[index].strip() else f"class {index}"
 
@@ -46,6 +66,11 @@ class Sources:
     test: Tensor
     data: ImageSet
     remarks: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the images, (H, W)."""
+        return self.test.shape[2], self.test.shape[3]
 
 
 def gather(
@@ -142,6 +167,29 @@ class Spot:
         height, width = images.shape[-2:]
         low, high = (1 - self.share) / 2, (1 + self.share) / 2
         return images.new_tensor([low * width, low * height, high * width, high * height]).expand(len(images), 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a patch is made for, all of it checked: the model, the images on its device, the source's class and the
+    target's, where the patch lies, how it is seen, and the optimizer's settings."""
+
+    model: CountedModel
+    sources: Sources
+    truth: int
+    goal: int | None
+    where: Spot
+    seen: Conditions
+    attack: PatchAttack
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.sources.data.class_names
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the images, (H, W)."""
+        return self.sources.size
 
 
 def spot(
