@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from robust.errors import InputError
-from robust.patches.making import make_patch
+from robust.patches.making import Patching, make_patch
 from robust.patches.setup import SHAPES, class_of, flat_sign, gather, spot
 from robust.progress import Silent
 
@@ -53,7 +53,7 @@ def test_a_universal_patch_end_to_end(
     command: Command, signs: Path, photographs: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     out = tmp_path / "patch"
-    views = ("--photos", str(photographs), "--distances", "8,30", "--angles", "0,20")
+    views = ("--photos", str(photographs), "--distances", "8,30,8", "--angles", "0,20")
     arguments = ("patch", "demo", str(signs), *_GOAL, *_SMALL, "--kind", "universal", *views, "--out", str(out))
     code, told, warned = command(*arguments)
     assert code == 0, warned
@@ -130,6 +130,24 @@ def test_a_stopped_run_goes_on_to_the_same_patch(signs: Path, tmp_path: Path) ->
     assert costs[0]["measured"] == costs[1]["measured"]
     with pytest.raises(InputError, match="made with other settings"):
         make_patch("demo", str(signs), **{**settings, "seed": 1}, out=tmp_path / "two")
+
+
+def test_another_mask_in_the_same_file_makes_another_patch(signs: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "mask.png", tmp_path / "out"
+
+    def made(box: tuple[int, int, int, int]) -> Patching:
+        picture = Image.new("L", (32, 32))
+        picture.paste(255, box)
+        picture.save(file)
+        return make_patch(
+            "demo", str(signs), source="stop", mask=str(file), steps=2, draws=1, conditions="none", dpi=20, out=out
+        )
+
+    first = made((8, 8, 20, 14))
+    assert first.cover.sum() == 12 * 6
+    assert torch.equal(made((8, 8, 20, 14)).patch, first.patch)
+    with pytest.raises(InputError, match="made with other settings"):
+        made((8, 16, 20, 22))
 
 
 def test_the_two_halves_have_no_image_in_common(signs: Path) -> None:
