@@ -101,6 +101,9 @@ def test_a_patch_for_each_image(signs: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert made.patch.shape[0] == made.record["figures"]["images"] == 6
     assert made.record["print"] is None
+    report = (tmp_path / "report.html").read_text()
+    assert "made on that very image, in 1 new draw of the conditions each. Only views count of which" in report
+    assert "held-out" not in report
 
 
 class _Stopping(Silent):
