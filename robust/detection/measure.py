@@ -18,7 +18,7 @@ from robust.detection.detector import Detection, Detector, detect, sensitive
 from robust.detection.goals import DetectionGoal
 from robust.detection.scenes import FRAME, patched, seen
 from robust.randomness import image_seeds
-from robust.stats import clopper_pearson
+from robust.stats import mean_rate
 from robust.summary import MeanRate
 
 # From this score on, detections count in the average precision; below there is only noise, and it costs time.
@@ -171,6 +171,4 @@ def _share(hits: Tensor, counted: Tensor) -> MeanRate | None:
     if not bool(some.any()):
         return None
     shares = (hits & counted).sum(0)[some].double() / weights[some]
-    n, total = len(shares), float(shares.sum())
-    low, high = clopper_pearson(total, n)
-    return MeanRate(value=total / n, low=low, high=high, n=n)
+    return mean_rate(float(shares.sum()), len(shares))

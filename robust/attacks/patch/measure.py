@@ -15,7 +15,7 @@ from robust.attacks.patch.transforms import Conditions, Drawn, apply
 from robust.errors import InputError
 from robust.models import evaluating
 from robust.randomness import image_seeds, uniform
-from robust.stats import clopper_pearson
+from robust.stats import mean_rate
 from robust.summary import MeanRate
 
 CONTROLS = ("noise", "grey", "sticker")
@@ -244,8 +244,4 @@ class _Show:
 
 
 def _mean(shares: Tensor) -> MeanRate | None:
-    if not len(shares):
-        return None
-    n, total = len(shares), float(shares.double().sum())
-    low, high = clopper_pearson(min(total, n), n)
-    return MeanRate(value=min(1.0, total / n), low=low, high=high, n=n)
+    return mean_rate(float(shares.double().sum()), len(shares)) if len(shares) else None
