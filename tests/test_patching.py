@@ -243,6 +243,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not out.exists()
 
 
+def test_a_model_without_gradients_is_said_in_one_line(command: Command, signs: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(
+        "def load():\n    return lambda images: images.detach().flatten(1)[:, :100].sign()\n"
+    )
+    out = tmp_path / "out"
+    code, told, error = command("patch", f"{tmp_path / 'flat.py'}:load", str(signs), *_GOAL, *_SMALL, "--out", str(out))
+    assert (code, told, error.count("\n"), out.exists()) == (3, "", 1, False)
+    assert "no gradient reaches the patch" in error
+
+
 def test_a_folder_with_other_things_is_left_alone(command: Command, signs: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     code, _, error = command("patch", "demo", str(signs), *_GOAL, *_SMALL, "--out", str(tmp_path))
