@@ -253,6 +253,25 @@ def test_a_model_without_gradients_is_said_in_one_line(command: Command, signs: 
     assert "no gradient reaches the patch" in error
 
 
+def test_markup_in_class_names_is_text_and_the_training_data_is_named(signs: Path, tmp_path: Path) -> None:
+    names = ["<script>alert(1)</script>", "\" onload='x'", "<b>no entry", "<!--"]
+    with np.load(signs) as held:
+        images = held["images"][:24]
+    file = tmp_path / "hostile.npz"
+    np.savez(file, images=images, labels=np.zeros(24, int), class_names=np.array(names))
+    made = make_patch(
+        "demo", str(file), source=names[0], target=names[1], steps=1, draws=1, layouts=1, conditions="none", dpi=20,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert made.record["source"] == names[0]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in report
+    assert "&#34; onload=&#39;x&#39;" in report
+    assert not any(name in report for name in names)
+    with pytest.raises(InputError, match=r"--train-data .*hostile.*: unknown class 'stop': choose from"):
+        gather(str(signs), str(file), "stop", kind="universal", limit=None, resize=None, seed=0)
+
+
 def test_a_folder_with_other_things_is_left_alone(command: Command, signs: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     code, _, error = command("patch", "demo", str(signs), *_GOAL, *_SMALL, "--out", str(tmp_path))

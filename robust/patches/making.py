@@ -190,7 +190,7 @@ def _made(
         )  # fmt: skip
         save_state({"mask": region.mask, "spent": meter.read()}, mark, folder)
     elif where.layouts:
-        region = OnSign(mask)
+        region = OnSign(mask.cpu())
 
     def keep(state: dict[str, Any]) -> None:
         place = {"mask": region.mask} if isinstance(region, OnSign) else {}

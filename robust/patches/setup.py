@@ -105,7 +105,7 @@ def gather(
         other = load_data(train_data, resize=resize)
         if other.shape != held.shape:
             raise InputError(f"--train-data: images of shape {other.shape}, but the data has {held.shape}; resize both")
-        train = _of(other, class_of("--source", source, other.class_names, len(other.class_names)))
+        train = _of(other, class_of(f"--train-data {other.name}", source, other.class_names, len(other.class_names)))
         _enough(train, source, LEAST)
         _enough(test, source, LEAST)
         test = test.limited(limit, seed)

@@ -132,7 +132,7 @@ class OnSign:
         return float(self.mask.mean())
 
     def cover(self, size: Size) -> Tensor:
-        """What of the texture is patch: the mask itself. Raises InputError where it is flatter than the images."""
+        """What of the texture is patch: the mask itself. Raises InputError where its proportions are not theirs."""
         h, w = self.mask.shape
         if abs(h / w - size[0] / size[1]) > 0.02 * size[0] / size[1]:
             raise InputError(f"the mask's {h}x{w} pixels do not fit images of {size[0]}x{size[1]}: crop or scale it")
