@@ -23,6 +23,7 @@ from robust.summary import MeanRate
 
 # From this score on, detections count in the average precision; below there is only noise, and it costs time.
 _LOWEST = 0.01
+_AT_ONCE = 32  # pictures that the detector is given together
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class _Shown:
             if texture is not None:
                 scene = patched(scene, self.boxes, texture, self.region, drawn)
             pictures, objects = seen(scene, self.boxes, drawn)
-            views.found.extend(detect(self.detector, list(pictures)))
+            for part in torch.split(pictures, _AT_ONCE):
+                views.found.extend(detect(self.detector, list(part)))
             views.truths.extend(objects[:, None])
         return views
 
