@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         "robust patch demo demo --source stop --target 'speed limit 30' --count 1 --conditions mild\n\n"
         "robust patch signs.py:load_model test.npz --train-data train.npz --source stop --target 'speed limit 30' "
         "--photos photos/\n\n"
-        "[bold]Exit codes[/bold]  0 done; 2 bad input."
+        "[bold]Exit codes[/bold]  0 done; 2 bad input; 3 no gradient reaches the patch."
     )(patch)
 
 

@@ -12,7 +12,7 @@ from robust.cells import Cell, clean_baseline, read_cell
 from robust.corrupting import Grid
 from robust.corruptions import FAMILIES, NAMES
 from robust.ledger import Ledger
-from robust.stats import clopper_pearson, rate
+from robust.stats import mean_rate, rate
 from robust.summary import (
     AuditSummary,
     BaselineRecord,
@@ -116,8 +116,7 @@ def _baseline(ledger: Ledger, grid: Grid, labels: NDArray[Any]) -> BaselineRecor
 def _mean(right: Sequence[NDArray[Any]]) -> MeanRate:
     """The mean over images of the share of cells that read each right. An image's cells count as one observation."""
     shares = np.mean(right, axis=0)
-    low, high = clopper_pearson(float(shares.sum()), len(shares))
-    return MeanRate(value=float(shares.mean()), low=low, high=high, n=len(shares))
+    return mean_rate(float(shares.sum()), len(shares))
 
 
 def _relative(cells: Sequence[CellRecord], names: Sequence[str], clean: float, baseline: float) -> Errors:

@@ -23,7 +23,7 @@ from robust.errors import NoGradientError
 from robust.ledger import Ledger
 from robust.models import evaluating
 from robust.plan import standard_attacks
-from robust.stats import clopper_pearson
+from robust.stats import clopper_pearson, mean_rate
 from robust.summary import CheckRecord, MeanRate, RandomizedRecord
 from robust.threats import ThreatModel
 
@@ -86,9 +86,7 @@ def randomized_record(ledger: Ledger, threat: str) -> RandomizedRecord | None:
 
 
 def _mean(wrong: list[int]) -> MeanRate:
-    right = sum(DRAWS - count for count in wrong) / DRAWS
-    low, high = clopper_pearson(right, len(wrong))
-    return MeanRate(value=right / len(wrong), low=low, high=high, n=len(wrong))
+    return mean_rate(sum(DRAWS - count for count in wrong) / DRAWS, len(wrong))
 
 
 def _key(threat: str, number: int) -> str:

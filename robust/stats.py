@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robust.summary import Rate
+from robust.summary import MeanRate, Rate
 
 
 def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -33,6 +33,16 @@ def rate(k: int, n: int) -> Rate:
     """k of n with its 95 % interval."""
     low, high = clopper_pearson(k, n)
     return Rate(value=k / n, low=low, high=high, numerator=k, n=n)
+
+
+def mean_rate(total: float, n: int) -> MeanRate:
+    """The mean of n values in [0, 1] that add up to ``total``, with its conservative 95 % interval.
+
+    A total that rounding carried beyond n counts as n.
+    """
+    total = min(total, n)
+    low, high = clopper_pearson(total, n)
+    return MeanRate(value=total / n, low=low, high=high, n=n)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -8,7 +8,16 @@ from detectors import BLUE, BOX, RED, ColorDetector
 from torch import Tensor
 
 from robust.attacks.patch import Conditions, OnSign, PatchAttack, rectangle
-from robust.detection import DetectionGoal, attack_detector, drawn_detections, measure_detector, patched, seen, sheet
+from robust.detection import (
+    Detection,
+    DetectionGoal,
+    attack_detector,
+    drawn_detections,
+    measure_detector,
+    patched,
+    seen,
+    sheet,
+)
 from robust.errors import InputError
 from robust.randomness import image_seeds
 
@@ -102,6 +111,20 @@ def test_objects_that_are_not_found_untouched_do_not_count() -> None:
     assert (patch.gone.value, patch.gone.n) == (0, 3)
 
 
+def test_the_detector_is_never_given_all_images_of_a_large_set_at_once() -> None:
+    images, boxes = red_objects(70)
+    given: list[int] = []
+
+    def watched(pictures: list[Tensor]) -> list[Detection]:
+        given.append(len(pictures))
+        return ColorDetector()(pictures)
+
+    goal = DetectionGoal(RED, threshold=0.61)
+    measured = measure_detector(watched, images, boxes, goal, torch.zeros(3, 16, 16), QUARTER, draws=1)
+    assert max(given) <= 32
+    assert measured.sights["patch"].recall.n == 70
+
+
 def test_the_same_seed_gives_the_same_patch_and_a_killed_run_goes_on() -> None:
     images, boxes = red_objects()
     goal, attack = DetectionGoal(RED, threshold=0.7), PatchAttack(steps=12, batch=2)
@@ -134,7 +157,7 @@ def test_a_sheet_shows_what_counts_in_its_colors() -> None:
     tiles = {
         "both": [drawn_detections(images[0], found[0], "abc", RED, BLUE, 0.1, side=64)],
         "one": [drawn_detections(images[0], found[0], "abc", RED, BLUE, 0.5, side=64)],
-        "other": [drawn_detections(images[0], found[0], "abc", 0, None, 0.5, side=64)],
+        "other": [drawn_detections(images[0], found[0], "a", 0, None, 0.5, side=64)],
     }
     left = [tile.getpixel((16, 40)) for (tile,) in tiles.values()]  # the box's left edge, at twice the size
     assert left == [(0, 224, 112), (0, 224, 112), (255, 210, 31)]

@@ -125,6 +125,23 @@ class TestTraining:
         assert torch.equal(whole.patch, again.patch)
         assert whole.history == again.history
 
+    def test_of_several_starts_each_image_goes_on_from_its_own_best(self, images: Tensor) -> None:
+        images[:, 0, 0, 0] = torch.tensor([1.0, 0, 0, 0, 0, 0])
+        weights = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
+
+        def split(x: Tensor) -> Tensor:
+            """What gains on images with a bright corner loses on the others."""
+            value = (x[:, :, 2:6, 2:6] * weights[:, 2:6, 2:6]).sum((1, 2, 3)) * (2 * x[:, 0, 0, 0] - 1)
+            return torch.stack([torch.zeros_like(value), value], dim=1)
+
+        # So few and so small steps that the end shows the beginning.
+        attack = PatchAttack(steps=2, rate=1e-3, enough=1e9, per_image=True, restarts=4)
+        labels, region = torch.zeros(6, dtype=torch.long), OnSign(middle())
+        together = train_patch(split, images, labels, 1, region, attack=replace(attack, batch=6)).patch
+        apart = train_patch(split, images, labels, 1, region, attack=replace(attack, batch=1)).patch
+        assert torch.allclose(together, apart, atol=1e-4)
+        assert not torch.allclose(together[0], together[1], atol=0.1)
+
     def test_one_patch_per_image_does_not_depend_on_the_others(self, linear: Linear, images: Tensor) -> None:
         labels = torch.zeros(6, dtype=torch.long)
         region, attack = OnSign(middle()), replace(QUICK, per_image=True)

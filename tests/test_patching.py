@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from robust.errors import InputError
-from robust.patches.making import make_patch
+from robust.patches.making import Patching, make_patch
 from robust.patches.setup import SHAPES, class_of, flat_sign, gather, spot
 from robust.progress import Silent
 
@@ -53,7 +53,7 @@ def test_a_universal_patch_end_to_end(
     command: Command, signs: Path, photographs: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     out = tmp_path / "patch"
-    views = ("--photos", str(photographs), "--distances", "8,30", "--angles", "0,20")
+    views = ("--photos", str(photographs), "--distances", "8,30,8", "--angles", "0,20")
     arguments = ("patch", "demo", str(signs), *_GOAL, *_SMALL, "--kind", "universal", *views, "--out", str(out))
     code, told, warned = command(*arguments)
     assert code == 0, warned
@@ -101,6 +101,9 @@ def test_a_patch_for_each_image(signs: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert made.patch.shape[0] == made.record["figures"]["images"] == 6
     assert made.record["print"] is None
+    report = (tmp_path / "report.html").read_text()
+    assert "made on that very image, in 1 new draw of the conditions each. Only views count of which" in report
+    assert "held-out" not in report
 
 
 class _Stopping(Silent):
@@ -124,8 +127,30 @@ def test_a_stopped_run_goes_on_to_the_same_patch(signs: Path, tmp_path: Path) ->
     assert {file.name for file in (tmp_path / "two").iterdir()} == {"patch-state.safetensors"}
     rest = make_patch("demo", str(signs), **settings, dpi=20, out=tmp_path / "two")
     assert torch.equal(rest.patch, whole.patch)
+    costs = [made.record["cost"] for made in (whole, rest)]
+    for way in ("forward", "backward"):  # 30 steps of 4 images, however often it was stopped
+        assert [cost["made"][way] for cost in costs] == [120, 120]
+    assert costs[0]["measured"] == costs[1]["measured"]
     with pytest.raises(InputError, match="made with other settings"):
         make_patch("demo", str(signs), **{**settings, "seed": 1}, out=tmp_path / "two")
+
+
+def test_another_mask_in_the_same_file_makes_another_patch(signs: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "mask.png", tmp_path / "out"
+
+    def made(box: tuple[int, int, int, int]) -> Patching:
+        picture = Image.new("L", (32, 32))
+        picture.paste(255, box)
+        picture.save(file)
+        return make_patch(
+            "demo", str(signs), source="stop", mask=str(file), steps=2, draws=1, conditions="none", dpi=20, out=out
+        )
+
+    first = made((8, 8, 20, 14))
+    assert first.cover.sum() == 12 * 6
+    assert torch.equal(made((8, 8, 20, 14)).patch, first.patch)
+    with pytest.raises(InputError, match="made with other settings"):
+        made((8, 16, 20, 22))
 
 
 def test_the_two_halves_have_no_image_in_common(signs: Path) -> None:
@@ -174,8 +199,8 @@ def test_classes_are_found_by_name_in_any_case_and_by_number() -> None:
         (("--source", "yield"), "1 image of class 'yield'; give at least 16"),
         ((*_GOAL, "--area", "200%"), "--area 200%: write a share such as 10%"),
         ((*_GOAL, "--kind", "universal", "--area", "90%"), "larger than what fits on the sign"),
-        ((*_GOAL, "--kind", "universal", "--area", "55%"), "larger than the image"),
-        ((*_GOAL, "--kind", "stickers", "--area", "95%"), "do not fit"),
+        ((*_GOAL, "--kind", "universal", "--area", "55%"), "--area 55%: a patch of that size, turned by"),
+        ((*_GOAL, "--kind", "stickers", "--area", "95%"), "2 sticker(s) on together 0.95 of the sign"),
         ((*_GOAL, "--kind", "sticker"), "unknown kind 'sticker': did you mean stickers"),
         ((*_GOAL, "--mask", "octogon"), "unknown mask 'octogon': did you mean octagon"),
         ((*_GOAL, "--mask", "none.png", "--kind", "stickers"), "no such mask file"),
@@ -186,7 +211,8 @@ def test_classes_are_found_by_name_in_any_case_and_by_number() -> None:
         ((*_GOAL, "--conditions", "physics"), "unknown conditions 'physics': did you mean physical"),
         ((*_GOAL, "--steps", "0"), "steps"),
         ((*_GOAL, "--draws", "0"), "--draws 0: give at least 1"),
-        ((*_GOAL, "--limit", "0"), "limit 0"),
+        ((*_GOAL, "--limit", "7"), "--limit 7: give at least 8 images"),
+        ((*_GOAL, "--limit", "1", "--kind", "per-image"), "--limit 1: give at least 2 images"),
         ((*_GOAL, "--palette", "colors.txt"), "is only used with --nps"),
         ((*_GOAL, "--palette", "colors.txt", "--nps", "1"), "no such palette"),
         ((*_GOAL, "--photos", "nowhere"), "--photos nowhere: no such folder"),
@@ -195,6 +221,7 @@ def test_classes_are_found_by_name_in_any_case_and_by_number() -> None:
         ((*_GOAL, "--angles", "95"), "less than 80 degrees"),
         ((*_GOAL, "--size-cm", "0"), "--size-cm 0: give the printed width"),
         ((*_GOAL, "--dpi", "0"), "--dpi 0: give dots per inch"),
+        ((*_GOAL, "--dpi", "2400", "--size-cm", "400"), "pixels is too large; lower it or --size-cm"),
         ((*_GOAL, "--train-data", "absent.npz"), "absent.npz: no such file or folder"),
         ((*_GOAL, "--device", "abacus"), "device 'abacus' cannot be used here"),
     ],
@@ -216,6 +243,35 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert said in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_model_without_gradients_is_said_in_one_line(command: Command, signs: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(
+        "def load():\n    return lambda images: images.detach().flatten(1)[:, :100].sign()\n"
+    )
+    out = tmp_path / "out"
+    code, told, error = command("patch", f"{tmp_path / 'flat.py'}:load", str(signs), *_GOAL, *_SMALL, "--out", str(out))
+    assert (code, told, error.count("\n"), out.exists()) == (3, "", 1, False)
+    assert "no gradient reaches the patch" in error
+
+
+def test_markup_in_class_names_is_text_and_the_training_data_is_named(signs: Path, tmp_path: Path) -> None:
+    names = ["<script>alert(1)</script>", "\" onload='x'", "<b>no entry", "<!--"]
+    with np.load(signs) as held:
+        images = held["images"][:24]
+    file = tmp_path / "hostile.npz"
+    np.savez(file, images=images, labels=np.zeros(24, int), class_names=np.array(names))
+    made = make_patch(
+        "demo", str(file), source=names[0], target=names[1], steps=1, draws=1, layouts=1, conditions="none", dpi=20,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert made.record["source"] == names[0]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in report
+    assert "&#34; onload=&#39;x&#39;" in report
+    assert not any(name in report for name in names)
+    with pytest.raises(InputError, match=r"--train-data .*hostile.*: unknown class 'stop': choose from"):
+        gather(str(signs), str(file), "stop", kind="universal", limit=None, resize=None, seed=0)
 
 
 def test_a_folder_with_other_things_is_left_alone(command: Command, signs: Path, tmp_path: Path) -> None:

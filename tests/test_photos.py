@@ -146,6 +146,13 @@ def test_far_pixels_average_the_light_of_their_area() -> None:
     assert image.std() < 0.03
 
 
+def test_from_very_far_the_sign_is_the_mean_of_all() -> None:
+    held = scene(_photograph(), [_drawn(_STRAIGHT)])
+    image = crop(held, _NO_LOSS, View(1e6), 0.8, np.random.default_rng(0))
+    assert image.shape == (1, 3, 4, 4)
+    assert float((image - held.pixels.mean((2, 3))[..., None, None]).abs().max()) < 0.01
+
+
 def test_the_sign_takes_its_share_of_the_models_input() -> None:
     held = scene(_photograph(), [_drawn(_STRAIGHT)])
     for share in (0.5, 0.9):
@@ -159,7 +166,7 @@ def test_a_trial_counts_and_repeats() -> None:
     given = {"patch": _plain((0, 0, 1), 0.6), "bare": _plain((1, 0, 0), 0.1, (0.9, 0.5))}
     trials = [
         try_photographs(
-            _Redness(), [held], given, size=(32, 32), share=0.8, distances=(10, 40), angles=(0, 30), seed=3
+            _Redness(), [held], given, size=(32, 32), share=0.8, distances=(10, 40), angles=(0, 30), seed=-3
         )
         for _ in range(2)
     ]  # fmt: skip
@@ -236,6 +243,15 @@ def test_photographs_come_in_natural_order_with_their_masks(tmp_path: Path) -> N
     assert np.abs(moved(square.place, np.array([[0.0, 0.0], [1.0, 1.0]])) - [[40, 30], [140, 130]]).max() < 0.6
 
 
+def test_a_picture_that_says_how_to_turn_it_is_turned(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.rint(255 * _drawn(_STRAIGHT)).astype(np.uint8))
+    notes = Image.Exif()
+    notes[0x0112] = 6  # to be shown a quarter turn to the right
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "telephone.png", exif=notes)
+    (held,) = load_photographs(tmp_path)
+    assert np.array_equal(np.rint(255 * held.pixels).astype(np.uint8), np.asarray(upright))
+
+
 def test_bad_folders_and_photographs_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_photographs(tmp_path / "none")
@@ -259,8 +275,8 @@ def test_bad_folders_and_photographs_are_named(tmp_path: Path) -> None:
     [
         (lambda: Camera(field=180), "field"),
         (lambda: Camera(quality=101), "JPEG"),
-        (lambda: View(0), "> 0 m"),
-        (lambda: View(5, 90), "less than 80 degrees"),
+        (lambda: View(0.5), "at least 1 m"),
+        (lambda: View(5, 90), "less than 80"),
         (lambda: pieces(_plain((0, 0, 0), 0.2), 0), "give its width in cm"),
         (lambda: raster(pieces(_plain((0, 0, 0), 0.2), 75)[0], 0), "--dpi 0"),
         (lambda: raster(pieces(_plain((0, 0, 0), 0.9), 2000)[0], 2400), "too large"),

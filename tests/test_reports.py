@@ -27,6 +27,7 @@ from robust.reports import audit_score, summary_text, threat_score, write_report
 from robust.reports.figures import curve_figure, curve_points
 from robust.reports.formats import percent, printable, shorten, step_text
 from robust.reports.gallery import front, magnification
+from robust.reports.words import next_steps
 from robust.stats import clopper_pearson, rate
 from robust.summary import (
     AttackRecord,
@@ -651,6 +652,15 @@ def test_nothing_found_is_said(tmp_path: Path) -> None:
     beyond = Page(report_of(Case(fallen="none"), tmp_path))
     assert "Nothing was found inside the threat model" in beyond.text("gallery")
     assert "beyond the 8/255 allowed" in beyond.text("gallery")
+
+
+@pytest.mark.parametrize(
+    ("threats", "said"), [((LINF,), "(patches, rotations, weather)"), ((LINF, PATCH), "(rotations, weather)")]
+)
+def test_what_was_audited_is_not_called_uncovered(threats: tuple[tuple[str, float, str], ...], said: str) -> None:
+    summary, ledger = audit_of(Case(fallen="none", threats=threats))
+    ledger.close()
+    assert any(f"Attacks of other kinds {said} are not covered" in step for step in next_steps(summary))
 
 
 def test_a_model_that_is_always_wrong(tmp_path: Path) -> None:

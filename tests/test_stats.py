@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robust.stats import clopper_pearson, mcnemar, rate
+from robust.stats import clopper_pearson, mcnemar, mean_rate, rate
 
 
 @st.composite
@@ -70,6 +70,13 @@ class TestClopperPearson:
     def test_impossible_counts_raise(self, k: float, n: float) -> None:
         with pytest.raises(ValueError, match="need 0 <= k <= n"):
             clopper_pearson(k, n)
+
+
+def test_a_mean_of_shares_has_the_interval_of_as_many_successes() -> None:
+    found = mean_rate(2.5, 10)
+    assert (found.value, found.n) == (0.25, 10)
+    assert (found.low, found.high) == clopper_pearson(2.5, 10)
+    assert (mean_rate(3 + 1e-9, 3).value, mean_rate(3 + 1e-9, 3).high) == (1, 1)
 
 
 def test_rate_states_numerator_denominator_and_interval() -> None:

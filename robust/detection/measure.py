@@ -18,11 +18,12 @@ from robust.detection.detector import Detection, Detector, detect, sensitive
 from robust.detection.goals import DetectionGoal
 from robust.detection.scenes import FRAME, patched, seen
 from robust.randomness import image_seeds
-from robust.stats import clopper_pearson
+from robust.stats import mean_rate
 from robust.summary import MeanRate
 
 # From this score on, detections count in the average precision; below there is only noise, and it costs time.
 _LOWEST = 0.01
+_AT_ONCE = 32  # pictures that the detector is given together
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class _Shown:
             if texture is not None:
                 scene = patched(scene, self.boxes, texture, self.region, drawn)
             pictures, objects = seen(scene, self.boxes, drawn)
-            views.found.extend(detect(self.detector, list(pictures)))
+            for part in torch.split(pictures, _AT_ONCE):
+                views.found.extend(detect(self.detector, list(part)))
             views.truths.extend(objects[:, None])
         return views
 
@@ -171,6 +173,4 @@ def _share(hits: Tensor, counted: Tensor) -> MeanRate | None:
     if not bool(some.any()):
         return None
     shares = (hits & counted).sum(0)[some].double() / weights[some]
-    n, total = len(shares), float(shares.sum())
-    low, high = clopper_pearson(total, n)
-    return MeanRate(value=total / n, low=low, high=high, n=n)
+    return mean_rate(float(shares.sum()), len(shares))

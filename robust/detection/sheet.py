@@ -38,7 +38,8 @@ def drawn_detections(
         x0, y0 = max(x0, 1), max(y0, 1)
         x1, y1 = max(x0 + 1, min(x1, image.width - 2)), max(y0 + 1, min(y1, image.height - 2))
         draw.rectangle((x0, y0, x1, y1), outline=color, width=2)
-        text = f"{names[label]} {float(found['scores'][index]):.2f}"
+        name = names[label] if label < len(names) else f"class {label}"
+        text = f"{name} {float(found['scores'][index]):.2f}"
         left, top = min(x0, image.width - draw.textlength(text, font) - 4), max(0.0, y0 - 15)
         draw.rectangle((left, top, left + draw.textlength(text, font) + 4, top + 15), fill=color)
         draw.text((left + 2, top), text, fill="black", font=font)

@@ -23,7 +23,6 @@ from robust.attacks.patch import (
     choose_layout,
     default_palette,
     load_palette,
-    measure_patch,
     printed,
     train_patch,
 )  # fmt: skip
@@ -31,11 +30,21 @@ from robust.counting import CountedModel
 from robust.describing import circumstances, describe_data, describe_model, name_of
 from robust.errors import InputError
 from robust.models import check_model, identify, load_model
-from robust.patches.photographs import SIGN_CM, as_print, on_photographs, sign_outline, width_on_sign, write_prints
-from robust.patches.record import cost, examples, figures, places, plain
-from robust.patches.setup import SHAPES, Sources, Spot, class_name, class_of, gather, spot
-from robust.patches.state import STATE, fingerprint, load_state, save_state
+from robust.patches.photographs import (
+    Pictures,
+    Views,
+    as_print,
+    check_prints,
+    on_photographs,
+    sign_outline,
+    sign_width,
+    write_prints,
+)  # fmt: skip
+from robust.patches.record import examples, figures, measured, places, plain
+from robust.patches.setup import SHAPES, Case, Sources, class_name, gather, goal_of, spot
+from robust.patches.state import STATE, Meter, fingerprint, load_state, save_state
 from robust.photos.camera import View
+from robust.photos.composing import Print
 from robust.photos.photographs import Photograph, load_photographs
 from robust.photos.trial import ANGLES, DISTANCES
 from robust.places import check_folder, write_text, written_whole
@@ -92,110 +101,120 @@ def make_patch(
     place = choose_device(device)
     folder = check_folder(Path(out), STATE, "patch")
     assert folder is not None
-    named = conditions if isinstance(conditions, str) else "own"
-    seen = Conditions.named(conditions) if isinstance(conditions, str) else conditions
+    named, seen = ("own", conditions) if isinstance(conditions, Conditions) else (conditions, None)
+    seen = seen or Conditions.named(named)
     inks = _palette(palette, nps)
     attack = PatchAttack(
         steps=steps, batch=batch, nps=nps, tv=tv, palette=inks, per_image=kind == "per-image", seed=seed
     )  # fmt: skip
-    _check_numbers(draws, distances, angles, size_cm, dpi)
+    _check_numbers(draws, distances, angles, size_cm)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place)
     sources, truth = gather(data, train_data, source, kind=kind, limit=limit, resize=resize, seed=seed)
     names = sources.data.class_names
     classes = check_model(network, sources.test[:8].to(place), sources.data.labels, len(names))
-    goal = None if target is None else class_of("--target", target, names, classes)
-    if goal == truth:
-        raise InputError(f"--target {target}: is the source's own class; give another, or none for any other")
-    where = spot(kind, mask, area, sign_share, count, layouts, (sources.test.shape[2], sources.test.shape[3]))
-    where.region.cover((sources.test.shape[2], sources.test.shape[3]))
-    if inks is not None and sources.test.shape[1] != 3:
-        raise InputError(f"--nps {nps:g}: printable colors need color images, not {sources.test.shape[1]} channels")
+    goal = goal_of(target, truth, names, classes)
+    where = spot(kind, mask, area, sign_share, count, layouts, sources.size)
+    where.region.cover(sources.size)
+    _check_colors(nps, sources)
+    if kind != "per-image":
+        check_prints(where, sources.size, size_cm, dpi)
     held = _photographs(photos, mask, kind, sources)
 
-    counted = CountedModel(network)
-    train, test = sources.train.to(place), sources.test.to(place)
+    sources = replace(sources, train=sources.train.to(place), test=sources.test.to(place))
+    case = Case(CountedModel(network), sources, truth, goal, where, seen, attack)
     ours = {
         "model": identify(network), "target": goal, "source": truth, "kind": kind, "area": area, "mask": str(mask),
         "sign_share": sign_share, "count": count, "layouts": layouts, "conditions": plain(seen), "steps": steps,
-        "batch": batch,        "nps": nps, "tv": tv, "palette": None if inks is None else inks.tolist(), "seed": seed,
+        "batch": batch, "nps": nps, "tv": tv, "palette": None if inks is None else inks.tolist(), "seed": seed,
     }  # fmt: skip
-    mark = fingerprint(ours, train)
-    result = _made(counted, train, truth, goal, where, seen, attack, mark, folder, progress)
-    where = replace(where, region=result.region)
-    patch = result.patch if inks is None else printed(result.patch, inks)
+    result, spent = _made(case, _mark(ours, case), folder, progress)
+    case = replace(case, where=replace(where, region=result.region))
+    patch, cover = result.patch if inks is None else printed(result.patch, inks), result.cover
     patch = (patch * 255).round() / 255  # what is printed has 8 bits
-    spent, made_in = counted.passes, time.perf_counter() - started
 
-    progress.line(f"measuring on {len(test)} images, {draws} views of each")
-    found = measure_patch(
-        counted, test, torch.full((len(test),), truth), goal, patch, result.cover, where.region, seen, draws=draws,
-        boxes=where.boxes(test), seed=seed + 1,
-    )  # fmt: skip
-    middle, where_best = places(counted, train, test, truth, goal, patch, result.cover, where, seen, seed)
+    progress.line(f"measuring on {len(sources.test)} images, {draws} views of each")
+    before = case.model.passes
+    found = measured(case, patch, cover, draws)
+    middle, where_best = places(case, patch, cover)
+    forward = (case.model.passes - before).forward
     record = {
         "schema_version": 1, **circumstances(), "command": command,
         "model": describe_model(model, network, classes, name).model_dump(),
-        "data": describe_data(sources.data, sources.data.available).model_dump() | {"tested": len(test)},
+        "data": describe_data(sources.data, sources.data.available).model_dump() | {"tested": len(sources.test)},
         "source": class_name(names, truth), "target": None if goal is None else class_name(names, goal),
         "settings": {**ours, "draws": draws, "limit": limit, "conditions_name": named, "area": where.area,
-                     "made_on": len(train), "train_data": None if train_data is None else name_of(train_data),
+                     "made_on": len(sources.train), "train_data": None if train_data is None else name_of(train_data),
                      "outline": sign_outline(mask if mask in SHAPES else "octagon")},
         "figures": figures(found), "places": where_best, "middle": list(middle or (0.5, 0.5)),
         "width": where.width * (where.region.side if isinstance(where.region, Anywhere) else 1.0),
         "history": [round(value, 4) for value in result.history],
-        "cost": cost(spent, counted.passes, made_in),
+        "cost": {"made": spent, "measured": {"forward": forward}},
         "remarks": list(sources.remarks), "photographs": None, "print": None,
     }  # fmt: skip
     record["settings"].pop("palette")
-    pictures = None
     folder.mkdir(parents=True, exist_ok=True)
-    _save(patch, result.cover, folder)
+    _save(patch, cover, folder)
+    pictures = None
     if kind != "per-image":
-        title = f"{record['model']['name']}: {record['source']} to {record['target'] or 'another class'}"
-        print_ = as_print(patch, result.cover, where, middle or (0.5, 0.5))
-        sign_cm = SIGN_CM if size_cm is None else size_cm / width_on_sign(print_)
-        record["print"] = write_prints(print_, sign_cm, dpi, title, folder)
-        if held:
-            record["photographs"], pictures = on_photographs(
-                counted, held, print_, names, source=truth, target=goal, size=(test.shape[2], test.shape[3]),
-                share=sign_share, sign_cm=sign_cm, distances=distances, angles=angles, seed=seed, title=title,
-                folder=folder, progress=progress,
-            )  # fmt: skip
+        print_ = as_print(patch, cover, case.where, middle or (0.5, 0.5))
+        views = Views(held, distances, angles, sign_share, sign_width(print_, size_cm))
+        pictures = _stuck(case, print_, views, dpi, record, folder, progress)
     record["cost"]["total_seconds"] = time.perf_counter() - started
-    shown = examples(counted, test, found, patch, result.cover, where, seen, seed + 1, names)
+    shown = examples(case, found, patch, cover)
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    write_patch_report(record, patch.cpu().numpy(), result.cover.cpu().numpy(), shown, pictures, folder / REPORT)
-    return Patching(record, patch.cpu(), result.cover.cpu(), where.region, folder)
+    write_patch_report(record, patch.cpu().numpy(), cover.cpu().numpy(), shown, pictures, folder / REPORT)
+    return Patching(record, patch.cpu(), cover.cpu(), case.where.region, folder)
+
+
+def _mark(settings: dict[str, Any], case: Case) -> str:
+    """What tells this patch from all others, the mask that a file gave included."""
+    region = case.where.region
+    return fingerprint(settings, case.sources.train, *([region.mask] if isinstance(region, OnSign) else []))
 
 
 def _made(
-    model: nn.Module, train: Tensor, truth: int, goal: int | None, where: Spot, seen: Conditions, attack: PatchAttack,
-    mark: str, folder: Path, progress: Progress,
-) -> PatchResult:  # fmt: skip
-    """The patch, gone on with where an earlier run left it; of stickers, where they lie is chosen first."""
-    labels, boxes = torch.full((len(train),), truth), where.boxes(train)
+    case: Case, mark: str, folder: Path, progress: Progress
+) -> tuple[PatchResult, dict[str, float]]:  # fmt: skip
+    """The patch, gone on with where an earlier run left it; of stickers, where they lie is chosen first. Also what it
+    cost, that earlier run included."""
+    train, where, attack = case.sources.train, case.where, case.attack
+    labels, boxes = torch.full((len(train),), case.truth), where.boxes(train)
     state = load_state(mark, folder, train.device) or {}
     mask, region = state.pop("mask", None), where.region
-    if where.layouts:
-        if mask is None:
-            progress.line(f"choosing where {where.area:.0%} of the sign does most, of {len(where.layouts)} layouts")
-            masks = list(where.layouts)
-            region, _ = choose_layout(
-                model, train, labels, goal, masks, seen, attack, boxes=boxes, progress=progress
-            )  # fmt: skip
-            save_state({"mask": region.mask}, mark, folder)
-        else:
-            region = OnSign(mask)
+    meter = Meter(case.model, state.pop("spent", {}))
+    if where.layouts and mask is None:
+        progress.line(f"choosing where {where.area:.0%} of the sign does most, of {len(where.layouts)} layouts")
+        region, _ = choose_layout(
+            case.model, train, labels, case.goal, list(where.layouts), case.seen, attack, boxes=boxes,
+            progress=progress,
+        )  # fmt: skip
+        save_state({"mask": region.mask, "spent": meter.read()}, mark, folder)
+    elif where.layouts:
+        region = OnSign(mask.cpu())
 
     def keep(state: dict[str, Any]) -> None:
-        save_state({**state, "mask": region.mask} if isinstance(region, OnSign) else state, mark, folder)
+        place = {"mask": region.mask} if isinstance(region, OnSign) else {}
+        save_state({**state, **place, "spent": meter.read()}, mark, folder)
 
     if "step" in state:
         progress.line(f"going on after step {state['step']} of {attack.steps}")
-    return train_patch(
-        model, train, labels, goal, region, seen, attack, boxes=boxes, progress=progress, state=state or None,
-        keep=keep, keep_every=min(20, attack.steps),
+    result = train_patch(
+        case.model, train, labels, case.goal, region, case.seen, attack, boxes=boxes, progress=progress,
+        state=state or None, keep=keep, keep_every=min(20, attack.steps),
     )  # fmt: skip
+    return result, meter.read()
+
+
+def _stuck(
+    case: Case, print_: Print, views: Views, dpi: int, record: dict[str, Any], folder: Path, progress: Progress
+) -> Pictures | None:
+    """The files to print and, with photographs, what the model reads in them; both go into ``record``."""
+    title = f"{record['model']['name']}: {record['source']} to {record['target'] or 'another class'}"
+    record["print"] = write_prints(print_, views.sign_cm, dpi, title, folder)
+    if not views.photographs:
+        return None
+    record["photographs"], pictures = on_photographs(case, print_, views, title=title, folder=folder, progress=progress)
+    return pictures
 
 
 def _palette(given: str | Path | None, nps: float) -> Tensor | None:
@@ -206,9 +225,13 @@ def _palette(given: str | Path | None, nps: float) -> Tensor | None:
     return load_palette(given)
 
 
-def _check_numbers(
-    draws: int, distances: Sequence[float], angles: Sequence[float], size_cm: float | None, dpi: int
-) -> None:
+def _check_colors(nps: float, sources: Sources) -> None:
+    channels = sources.test.shape[1]
+    if nps > 0 and channels != 3:
+        raise InputError(f"--nps {nps:g}: printable colors need color images, not {channels} channels")
+
+
+def _check_numbers(draws: int, distances: Sequence[float], angles: Sequence[float], size_cm: float | None) -> None:
     if draws < 1:
         raise InputError(f"--draws {draws}: give at least 1")
     if not distances or not angles:
@@ -218,8 +241,6 @@ def _check_numbers(
             View(distance, angle)
     if size_cm is not None and not 0 < size_cm <= 1000:
         raise InputError(f"--size-cm {size_cm:g}: give the printed width in cm, up to 1000")
-    if not 1 <= dpi <= 2400:
-        raise InputError(f"--dpi {dpi}: give dots per inch from 1 to 2400, such as 300")
 
 
 def _photographs(photos: str | Path | None, mask: str, kind: str, sources: Sources) -> list[Photograph]:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from robust.attacks.patch import Anywhere, control
-from robust.patches.setup import Spot, class_name
+from robust.patches.setup import Case, Spot, class_name
 from robust.photos.animation import approach, as_gif
 from robust.photos.camera import Camera
 from robust.photos.composing import Print, centered, composed
 from robust.photos.outline import flat_corners
 from robust.photos.photographs import Photograph
-from robust.photos.printable import Piece, pieces, write_pdf, write_png
+from robust.photos.printable import Piece, pieces, raster_size, write_pdf, write_png
 from robust.photos.sheet import Look, contact_sheet
 from robust.photos.trial import CLEAN, Trial, try_photographs, with_prints
 from robust.places import written_whole
@@ -43,6 +44,20 @@ def width_on_sign(print_: Print) -> float:
     columns = np.nonzero((print_.cover > 0.02).any(0))[0]
     across = (int(columns.max()) + 1 - int(columns.min())) / print_.cover.shape[1]
     return float(across * np.linalg.norm(print_.place[:2, 0]))
+
+
+def sign_width(print_: Print, size_cm: float | None) -> float:
+    """The sign's width in cm where the print is ``size_cm`` wide; None: that of a usual stop sign."""
+    return SIGN_CM if size_cm is None else size_cm / width_on_sign(print_)
+
+
+def check_prints(spot: Spot, size: tuple[int, int], size_cm: float | None, dpi: int) -> None:
+    """Raises InputError where a print of that size cannot be made, whichever layout will be chosen; ``size``: of the
+    images, (H, W)."""
+    for cover in spot.layouts or (spot.region.cover(size),):
+        print_ = as_print(torch.zeros(3, *cover.shape), cover, spot, (0.5, 0.5))
+        for piece in pieces(print_, sign_width(print_, size_cm)):
+            raster_size(piece, dpi)
 
 
 def write_prints(print_: Print, sign_cm: float, dpi: int, title: str, folder: Path) -> dict[str, Any]:
@@ -73,18 +88,30 @@ class Pictures:
     gif: bytes
 
 
+@dataclass(frozen=True)
+class Views:
+    """Photographs, from how far (m) and from which side (degrees) each is seen, the share of the model's input that
+    the sign takes, and the sign's width in cm."""
+
+    photographs: Sequence[Photograph]
+    distances: Sequence[float]
+    angles: Sequence[float]
+    share: float
+    sign_cm: float
+
+
 def on_photographs(
-    model: nn.Module, photographs: Sequence[Photograph], print_: Print, names: Sequence[str], *, source: int,
-    target: int | None, size: tuple[int, int], share: float, sign_cm: float, distances: Sequence[float],
-    angles: Sequence[float], seed: int, title: str, folder: Path, progress: Progress,
-) -> tuple[dict[str, Any], Pictures]:  # fmt: skip
+    case: Case, print_: Print, views: Views, *, title: str, folder: Path, progress: Progress
+) -> tuple[dict[str, Any], Pictures]:
     """The model's readings of every photograph from every view; writes the contact sheet and the animation."""
-    camera = Camera(sign=sign_cm / 100)
+    camera, photographs, names = Camera(sign=views.sign_cm / 100), views.photographs, case.names
+    source, target, seed = case.truth, case.goal, case.attack.seed
     picture = control(STICKER, 3, print_.cover.shape, seed).permute(1, 2, 0).double().numpy()
     prints = {PATCH: print_, STICKER: Print(picture, print_.cover, print_.place)}
     trial = try_photographs(
-        model, photographs, prints, size=size, share=share, camera=camera, distances=distances, angles=angles,
-        seed=seed, progress=progress,
+        case.model, photographs, prints, size=case.size, share=views.share, camera=camera,
+        distances=list(dict.fromkeys(views.distances)), angles=list(dict.fromkeys(views.angles)), seed=seed,
+        progress=progress,
     )  # fmt: skip
     shown = _shown_view(trial)
     pairs = []
@@ -100,9 +127,9 @@ def on_photographs(
         contact_sheet(title, f"Readings from {view}; {camera.text}.", pairs).save(partial, "PNG", optimize=True)
     best = _most_telling(trial, photographs, source, target)
     frames, read = approach(
-        with_prints(photographs[best], {PATCH: print_}), model, [class_name(names, i) for i in range(len(names))],
-        source=source, size=size, share=share, camera=camera, far=max(trial.distances), near=min(trial.distances),
-        seed=seed,
+        with_prints(photographs[best], {PATCH: print_}), case.model,
+        [class_name(names, i) for i in range(len(names))], source=source, size=case.size, share=views.share,
+        camera=camera, far=max(trial.distances), near=min(trial.distances), seed=seed,
     )  # fmt: skip
     gif = as_gif(frames)
     with written_whole(folder / GIF) as partial:

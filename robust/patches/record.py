@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust.attacks.patch import (
     Anywhere,
@@ -17,12 +16,12 @@ from robust.attacks.patch import (
     apply,
     in_pixels,
     light_on,
+    measure_patch,
     paste,
     placement_map,
 )  # fmt: skip
-from robust.counting import Passes
 from robust.models import evaluating
-from robust.patches.setup import Spot, class_name
+from robust.patches.setup import Case, class_name
 from robust.randomness import image_seeds
 from robust.reports.patch import Shown
 
@@ -58,58 +57,58 @@ def _success(success: Success) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cost(made: Passes, all_: Passes, seconds: float) -> dict[str, Any]:
-    """Images passed to make the patch, and to measure it."""
-    return {
-        "made": {**asdict(made), "seconds": seconds}, "measured": {"forward": (all_ - made).forward},
-    }  # fmt: skip
-
-
 def places(
-    model: nn.Module, train: Tensor, test: Tensor, truth: int, goal: int | None, patch: Tensor, cover: Tensor,
-    where: Spot, conditions: Conditions, seed: int,
+    case: Case, patch: Tensor, cover: Tensor
 ) -> tuple[tuple[float, float] | None, dict[str, Any] | None]:  # fmt: skip
     """For a patch that may lie anywhere: the middle, on the flat sign, where it works best on the images it was made
     on; and how well it works at each place on the others. None and None for any other patch."""
+    where, tested = case.where, case.sources.test[:_MAPPED]
     if not isinstance(where.region, Anywhere) or patch.dim() == 4:
         return None, None
     maps = []
-    for images in (train[:_MAPPED], test[:_MAPPED]):
+    for images in (case.sources.train[:_MAPPED], tested):
         rates, middles = placement_map(
-            model, images, torch.full((len(images),), truth), goal, patch, cover, where.region, conditions,
-            grid=_GRID, boxes=where.boxes(images), seed=seed + 2,
+            case.model, images, torch.full((len(images),), case.truth), case.goal, patch, cover, where.region,
+            case.seen, grid=_GRID, boxes=where.boxes(images), seed=case.attack.seed + 2,
         )  # fmt: skip
         maps.append(rates.nan_to_num(0.0))
     best = divmod(int(maps[0].argmax()), _GRID)
     found = [where.on_sign(float(value)) for value in middles]
     middle = (found[best[1]], found[best[0]])
     record = {
-        "middles": found, "success": maps[1].tolist(), "images": min(_MAPPED, len(test)),
+        "middles": found, "success": maps[1].tolist(), "images": len(tested),
         "side": where.region.side * where.width, "at_best": float(maps[1][best]),
     }  # fmt: skip
     return middle, record
 
 
-def examples(
-    model: nn.Module, test: Tensor, found: PatchMeasurement, patch: Tensor, cover: Tensor, where: Spot,
-    conditions: Conditions, seed: int, names: Sequence[str],
-) -> list[Shown]:  # fmt: skip
+def measured(case: Case, patch: Tensor, cover: Tensor, draws: int) -> PatchMeasurement:
+    """How often the patch misleads on the held-out images, in ``draws`` views of each."""
+    test = case.sources.test
+    return measure_patch(
+        case.model, test, torch.full((len(test),), case.truth), case.goal, patch, cover, case.where.region, case.seen,
+        draws=draws, boxes=case.where.boxes(test), seed=case.attack.seed + 1,
+    )  # fmt: skip
+
+
+def examples(case: Case, found: PatchMeasurement, patch: Tensor, cover: Tensor) -> list[Shown]:
     """The first held-out images of which the clean sign was read right, as the model was given them in the first
-    draw, without and with the patch: as they come, not the best."""
+    draw of :func:`measured`, without and with the patch: as they come, not the best."""
+    test, where = case.sources.test, case.where
     rows = found.outcomes[:, 0, 0].nonzero().flatten()[:_EXAMPLES]
     if not len(rows):
         return []
-    images, boxes, seeds = test[rows], where.boxes(test)[rows], image_seeds(test[rows], seed)
-    drawn = conditions.draw(seeds, 0)
-    light = light_on(images, boxes) if conditions.relit else None
+    images, boxes, seeds = test[rows], where.boxes(test)[rows], image_seeds(test[rows], case.attack.seed + 1)
+    drawn = case.seen.draw(seeds, 0)
+    light = light_on(images, boxes) if case.seen.relit else None
     corners = in_pixels(where.region.draw(seeds, 0).corners, boxes)
     textures = patch if patch.dim() == 3 else patch[rows]
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(case.model):
         clean = apply(images, drawn)
         patched = apply(paste(images, textures, cover, corners, light), drawn)
-        read = [model(part).argmax(1).tolist() for part in (clean, patched)]
+        read = [case.model(part).argmax(1).tolist() for part in (clean, patched)]
     pairs = zip(clean, patched, read[0], read[1], strict=True)
     return [
-        Shown(one.cpu().numpy(), other.cpu().numpy(), class_name(names, first), class_name(names, second))
+        Shown(one.cpu().numpy(), other.cpu().numpy(), class_name(case.names, first), class_name(case.names, second))
         for one, other, first, second in pairs
     ]

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust.attacks.patch import Anywhere, OnSign, Region, circle, from_file, layouts, octagon, stickers
+from robust.attacks.patch import (
+    Anywhere,
+    Conditions,
+    OnSign,
+    PatchAttack,
+    Region,
+    circle,
+    from_file,
+    layouts,
+    octagon,
+    stickers,
+)  # fmt: skip
+from robust.counting import CountedModel
 from robust.data import ImageSet, load_data
 from robust.errors import InputError, unknown
 
@@ -34,6 +46,14 @@ def class_of(option: str, text: str, names: Sequence[str], classes: int) -> int:
     raise InputError(f"{option}: {unknown('class', text, names)}")
 
 
+def goal_of(target: str | None, truth: int, names: Sequence[str], classes: int) -> int | None:
+    """The target's number, None without one. Raises InputError where it is unknown or the source."""
+    goal = None if target is None else class_of("--target", target, names, classes)
+    if goal == truth:
+        raise InputError(f"--target {target}: is the source's own class; give another, or none for any other")
+    return goal
+
+
 def class_name(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) and names[index].strip() else f"class {index}"
 
@@ -47,6 +67,11 @@ class Sources:
     data: ImageSet
     remarks: tuple[str, ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the images, (H, W)."""
+        return self.test.shape[2], self.test.shape[3]
+
 
 def gather(
     data: Any, train_data: Any, source: str, *, kind: str, limit: int | None, resize: tuple[int, int] | None, seed: int
@@ -55,16 +80,17 @@ def gather(
 
     Raises InputError for an unknown class, too few images, or images of different shapes.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}: give at least 1 image")
+    least = LEAST // 4 if kind == "per-image" else LEAST
+    if limit is not None and limit < least:
+        raise InputError(f"--limit {limit}: give at least {least} images")
     held = load_data(data, resize=resize)
     number = class_of("--source", source, held.class_names, len(held.class_names))
     test, remarks = _of(held, number), []
     if kind == "per-image":
         if train_data is not None:
             raise InputError("--train-data: a patch per image is made on the images themselves; leave it out")
+        _enough(test, source, least)
         train = test = test.limited(limit, seed)
-        _enough(train, source, LEAST // 4)
     elif train_data is None:
         _enough(test, source, 2 * LEAST, f", {LEAST} to make the patch on and {LEAST} to measure it on")
         train = test.limited((len(test) + 1) // 2, seed)
@@ -79,7 +105,7 @@ def gather(
         other = load_data(train_data, resize=resize)
         if other.shape != held.shape:
             raise InputError(f"--train-data: images of shape {other.shape}, but the data has {held.shape}; resize both")
-        train = _of(other, class_of("--source", source, other.class_names, len(other.class_names)))
+        train = _of(other, class_of(f"--train-data {other.name}", source, other.class_names, len(other.class_names)))
         _enough(train, source, LEAST)
     if kind != "per-image":
         test, shared = _without(test, train)
@@ -146,6 +172,29 @@ class Spot:
         return images.new_tensor([low * width, low * height, high * width, high * height]).expand(len(images), 4)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a patch is made for, all of it checked: the model, the images on its device, the source's class and the
+    target's, where the patch lies, how it is seen, and the optimizer's settings."""
+
+    model: CountedModel
+    sources: Sources
+    truth: int
+    goal: int | None
+    where: Spot
+    seen: Conditions
+    attack: PatchAttack
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.sources.data.class_names
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the images, (H, W)."""
+        return self.sources.size
+
+
 def spot(
     kind: str, mask: str, area: float, sign_share: float, count: int, tried: int, size: tuple[int, int]
 ) -> Spot:  # fmt: skip
@@ -187,9 +236,14 @@ def spot(
     # The frame is the largest square on the sign, so that the patch is on the sign wherever it lies.
     inner = SHAPES[mask]
     whole = area * float(flat_sign(mask).mean()) / inner**2
-    if whole >= 1:
-        raise InputError(f"--area {area:.0%}: a patch of that size is larger than what fits on the sign; lower it")
-    return Spot(Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN), sign_share * inner, inner, area)
+    try:
+        anywhere = Anywhere(whole, scale=(1.0, 1.0), rotation=_TURN)
+    except InputError as error:
+        raise InputError(
+            f"--area {area:.0%}: a patch of that size, turned by up to {_TURN:g} degrees, is larger than what fits on "
+            "the sign; lower it"
+        ) from error
+    return Spot(anywhere, sign_share * inner, inner, area)
 
 
 def flat_sign(shape: str, side: int = 64) -> Tensor:

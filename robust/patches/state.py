@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robust.counting import CountedModel
 from robust.errors import InputError, OtherAuditError
 from robust.places import written_whole
 
@@ -25,6 +27,22 @@ def fingerprint(settings: Mapping[str, Any], *tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+class Meter:
+    """What a patch has cost so far, what an earlier run spent on it included."""
+
+    def __init__(self, model: CountedModel, earlier: Mapping[str, float]) -> None:
+        self._model, self._earlier = model, earlier
+        self._before, self._started = model.passes, time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Images passed ``forward`` and ``backward``, and ``seconds``."""
+        passes = self._model.passes - self._before
+        now = {
+            "forward": passes.forward, "backward": passes.backward, "seconds": time.perf_counter() - self._started
+        }  # fmt: skip
+        return {name: self._earlier.get(name, 0) + value for name, value in now.items()}
 
 
 def save_state(state: Mapping[str, Any], mark: str, folder: Path) -> None:

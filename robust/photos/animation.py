@@ -35,7 +35,7 @@ def approach(
         view = View(float(distance), angle)
         inputs = look(held, camera, view, share, size, seed)
         classes, sure = readings(model, inputs)
-        rng = np.random.default_rng([seed, round(1000 * distance)])
+        rng = np.random.default_rng([seed % 2**64, round(1000 * distance)])
         scenes = window(held, camera, view, _SCENE, _SCENE, None, rng)
         texts = [f"{_name(names, int(one))} {share_:.0%}" for one, share_ in zip(classes, sure, strict=True)]
         rights = [int(one) == source for one in classes]

@@ -26,6 +26,7 @@ from robust.photos.photographs import Photograph
 
 _FILL = 0.75  # of the photograph's side: how far the scene is carried on beyond each of its edges
 _SAMPLES = 3  # along each side of a sensor's pixel
+NEAREST = 1.0  # meters: nearer, a sign seen from the side would reach behind the camera
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class View:
     angle: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.distance < math.inf and abs(self.angle) < 80):
-            raise InputError(f"view {self.distance:g} m at {self.angle:g} degrees: give > 0 m and less than 80 degrees")
+        if not (NEAREST <= self.distance < math.inf and abs(self.angle) < 80):
+            raise InputError(
+                f"view {self.distance:g} m at {self.angle:g} degrees: give at least {NEAREST:g} m, less than 80 degrees"
+            )
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def window(
     light = held.pixels
     # Pixels of the photograph to one of the sensor: most are averaged beforehand, the rest by sampling finely.
     ratio = max(1, round(held.photograph.width / camera.width(view.distance)))
-    level = max(1, ratio // _SAMPLES)
+    level = max(1, min(ratio // _SAMPLES, light.shape[2], light.shape[3]))
     fine = max(1, min(_SAMPLES, ratio))
     if level > 1:
         light = _averaged(light, level)

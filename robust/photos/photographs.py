@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from robust.errors import InputError
 from robust.photos.lighting import Light, read_light
@@ -113,6 +113,7 @@ def inside(flat: Floats, shape: str) -> Mask:
 def _picture(file: Path, mode: str) -> Floats:
     try:
         with Image.open(file) as picture:
-            return np.asarray(picture.convert(mode), np.float64) / 255
+            # Telephones store pictures as the sensor lay, and how to turn them beside it.
+            return np.asarray(ImageOps.exif_transpose(picture).convert(mode), np.float64) / 255
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from error

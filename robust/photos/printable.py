@@ -64,18 +64,23 @@ def pixels_of(centimeters: float, dpi: int) -> int:
     return max(1, round(centimeters / 2.54 * dpi))
 
 
+def raster_size(piece: Piece, dpi: int) -> tuple[int, int]:
+    """Width and height in pixels of the piece at its size. Raises InputError for a resolution that makes no picture."""
+    if not 1 <= dpi <= 2400:
+        raise InputError(f"--dpi {dpi}: give dots per inch from 1 to 2400, such as 300")
+    size = pixels_of(piece.width, dpi), pixels_of(piece.height, dpi)
+    if max(size) > LARGEST_PIXELS:
+        raise InputError(f"--dpi {dpi}: a print of {size[0]}x{size[1]} pixels is too large; lower it or --size-cm")
+    return size
+
+
 def raster(piece: Piece, dpi: int) -> Image.Image:
     """The piece at its size: its own pixels as squares, white paper where nothing is printed.
 
     Raises InputError for a resolution that makes no picture.
     """
-    if not 1 <= dpi <= 2400:
-        raise InputError(f"--dpi {dpi}: give dots per inch from 1 to 2400, such as 300")
-    size = pixels_of(piece.width, dpi), pixels_of(piece.height, dpi)
-    if max(size) > LARGEST_PIXELS:
-        raise InputError(f"a print of {size[0]}x{size[1]} pixels is too large: lower the size in cm or the dpi")
     printed = 1 + piece.cover[..., None] * (piece.colors - 1)
-    return as_picture(printed).resize(size, Image.Resampling.NEAREST)
+    return as_picture(printed).resize(raster_size(piece, dpi), Image.Resampling.NEAREST)
 
 
 def write_png(piece: Piece, dpi: int, path: Path) -> None:

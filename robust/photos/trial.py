@@ -82,7 +82,12 @@ def with_prints(photograph: Photograph, prints: Mapping[str, Print]) -> Scene:
 
 def look(held: Scene, camera: Camera, view: View, share: float, size: tuple[int, int], seed: int) -> Tensor:
     """What the model is given of every variant, (K, 3, H, W); the same numbers make the same picture."""
-    numbers = [seed, *held.photograph.name.encode(), round(1000 * view.distance), round(1000 * (view.angle + 90))]
+    numbers = [
+        seed % 2**64,
+        *held.photograph.name.encode(),
+        round(1000 * view.distance),
+        round(1000 * (view.angle + 90)),
+    ]
     return fitted(crop(held, camera, view, share, np.random.default_rng(numbers)), size)
 
 

@@ -162,9 +162,11 @@ def _after_sound(summary: AuditSummary) -> str:
             f"Decide whether losing {percent(fallen / right)} of the right answers to an attacker is acceptable in "
             "use; if not, harden the model and repeat this audit unchanged."
         )
+    audited = {result.threat.norm for result in summary.threats}
+    others = ["patches"] * ("patch" not in audited) + ["rotations"] + ["weather"] * (summary.corruptions is None)
     return (
         "Keep this audit as the baseline and repeat it, unchanged, for every new version of the model. Attacks of "
-        f"other kinds (patches, rotations{'' if summary.corruptions else ', weather'}) are not covered."
+        f"other kinds ({', '.join(others)}) are not covered."
     )
 
 

@@ -53,7 +53,7 @@ def layouts(sign: Tensor, area: float, count: int = 1) -> list[Tensor]:
             found.append(mask.clamp(max=1))
     if not found:
         raise InputError(
-            f"{count} piece(s) of {area:.3g} of the sign's area do not fit on it: lower the area or the count"
+            f"{count} piece(s) on together {area:.3g} of the sign's area do not fit on it: lower the area or the count"
         )
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from robust.attacks.patch.transforms import Conditions, Drawn, apply
 from robust.errors import InputError
 from robust.models import evaluating
 from robust.randomness import image_seeds, uniform
-from robust.stats import clopper_pearson
+from robust.stats import mean_rate
 from robust.summary import MeanRate
 
 CONTROLS = ("noise", "grey", "sticker")
@@ -36,7 +37,8 @@ class Success:
 
 @dataclass(frozen=True)
 class Stratum:
-    """Success among draws whose ``of`` (scale, distance, angle, brightness, ...) lies in [low, high)."""
+    """Success among draws whose ``of`` (scale, distance, angle, brightness, ...) lies in [low, high); in the last one
+    the greatest value lies as well."""
 
     of: str
     low: float
@@ -50,7 +52,7 @@ class PatchMeasurement:
 
     images, draws: how many, and draws of each. read: share of all draws in which the unpatched image is read right.
     patch: success of the patch; controls: of the same area filled with noise, grey and a sticker's picture;
-    strata: of the patch, by scale of the patch, distance, angle and brightness, as far as they vary.
+    strata: of the patch, by its scale, distance, angle to the side, brightness and rotation, as far as they vary.
     outcomes: (images, draws, 3) bool: counted, read as the target, read as anything but the label.
     """
 
@@ -182,7 +184,7 @@ class _Show:
     batch: int
     seed: int
 
-    @property
+    @cached_property
     def seeds(self) -> Tensor:
         return image_seeds(self.images, self.seed)
 
@@ -244,8 +246,4 @@ class _Show:
 
 
 def _mean(shares: Tensor) -> MeanRate | None:
-    if not len(shares):
-        return None
-    n, total = len(shares), float(shares.double().sum())
-    low, high = clopper_pearson(min(total, n), n)
-    return MeanRate(value=min(1.0, total / n), low=low, high=high, n=n)
+    return mean_rate(float(shares.double().sum()), len(shares)) if len(shares) else None

@@ -34,7 +34,8 @@ class PatchAttack:
         ``ce``.
     nps, tv: weights of non-printability and total variation. palette: printable colors (K, 3).
     per_image: one patch per image (LaVAN) instead of one for all; steps are then those of each image.
-    restarts: starting points; after a tenth of the steps the one that misleads best goes on. seed: of all draws.
+    restarts: starting points; after a tenth of the steps the one that misleads best goes on, of patches per image
+        each one's own best. seed: of all draws.
     """
 
     steps: int = 300
@@ -126,7 +127,7 @@ def optimize(
     with torch.inference_mode(False):
         if scene.attack.per_image:
             return _each(scene, initial, progress, state, keep)
-        run = _Run.resumed(state) if state else _first(scene, initial)
+        run = _Run.resumed(state) if state else _first(scene, _starts(scene, initial))
         progress.stage("patch", steps)
         progress.advance(run.step)
         while run.step < steps:
@@ -274,25 +275,46 @@ class _Reading(Scene):
         return apply(paste(self.images[rows], textures, self.cover, corners, light), self.conditions.draw(seeds, step))
 
 
-def _first(scene: Scene, initial: Tensor | None) -> _Run:
-    """The starting point; of several, the one that misleads best after a tenth of the steps."""
+def _starts(scene: Scene, initial: Tensor | None) -> list[Tensor]:
+    """The starting points, (1, C, h, w) each: the given one, or grey and then noise."""
     shape = (scene.images.shape[1], *scene.cover.shape)
     if initial is not None:
         if tuple(initial.shape) != shape:
             raise InputError(f"the initial patch must have the shape {shape}, not {tuple(initial.shape)}")
-        return _Run.start(initial.detach().to(scene.images).clone()[None])
+        return [initial.detach().to(scene.images).clone()[None]]
     grey = torch.full((1, *shape), 0.5).to(scene.images)
-    runs = [_Run.start(grey)]
-    for index in range(1, scene.attack.restarts):
-        seeds = torch.tensor([scene.attack.seed * 1009 + index], device=grey.device)
-        runs.append(_Run.start(uniform(seeds, 6, shape).to(grey)))
+    seeds = [torch.tensor([scene.attack.seed * 1009 + index]) for index in range(1, scene.attack.restarts)]
+    return [grey, *(uniform(seed.to(grey.device), 6, shape).to(grey) for seed in seeds)]
+
+
+def _first(scene: Scene, starts: list[Tensor]) -> _Run:
+    """Of several starting points, the one that misleads best after a tenth of the steps."""
+    runs = [_Run.start(start) for start in starts]
     if len(runs) == 1:
         return runs[0]
-    trial = max(1, scene.attack.steps // 10)
-    for run in runs:
-        for _ in range(trial):
-            scene.advance(run)
+    trial = _trial(scene, runs)
     return max(runs, key=lambda run: sum(run.history[-max(1, trial // 3) :]))
+
+
+def _best_each(scene: Scene, starts: list[Tensor]) -> Tensor:
+    """For each image, (N, C, h, w), what gains it most after a tenth of the steps from each of the starting points."""
+    n = len(scene.images)
+    runs = [_Run.start(start.repeat(n, 1, 1, 1)) for start in starts]
+    if len(runs) == 1:
+        return runs[0].patch
+    trial, rows = _trial(scene, runs), torch.arange(n, device=scene.images.device)
+    with torch.no_grad():
+        gains = torch.stack([scene.gain(run.patch, rows, trial)[0] for run in runs])
+    return torch.stack([run.patch for run in runs])[gains.argmax(0), rows]
+
+
+def _trial(scene: Scene, runs: list[_Run]) -> int:
+    """A tenth of the steps for each; how many that is."""
+    steps = max(1, scene.attack.steps // 10)
+    for run in runs:
+        for _ in range(steps):
+            scene.advance(run)
+    return steps
 
 
 def _each(
@@ -309,7 +331,7 @@ def _each(
     while len(done) < n:
         part = scene.part(slice(len(done), len(done) + attack.batch))
         count = len(part.images)
-        run = _Run.start(_first(part, initial).patch.repeat(count, 1, 1, 1))
+        run = _Run.start(_best_each(part, _starts(scene, initial)))
         while run.step < attack.steps:
             part.advance(run)
         done = torch.cat([done, run.patch])

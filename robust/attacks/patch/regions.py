@@ -132,7 +132,7 @@ class OnSign:
         return float(self.mask.mean())
 
     def cover(self, size: Size) -> Tensor:
-        """What of the texture is patch: the mask itself. Raises InputError where it is flatter than the images."""
+        """What of the texture is patch: the mask itself. Raises InputError where its proportions are not theirs."""
         h, w = self.mask.shape
         if abs(h / w - size[0] / size[1]) > 0.02 * size[0] / size[1]:
             raise InputError(f"the mask's {h}x{w} pixels do not fit images of {size[0]}x{size[1]}: crop or scale it")
@@ -220,7 +220,7 @@ def stickers(mask: Tensor, area: float, count: int = 2, aspect: float = 3.0) -> 
         if float(found.max()) <= 1.0001 and float((found * (mask < 0.5)).sum()) < 0.02 * float(found.sum()):
             return found.clamp(max=1)
     raise InputError(
-        f"{count} stickers of {area:.3g} of the sign's area do not fit on the sign: lower the area or count"
+        f"{count} sticker(s) on together {area:.3g} of the sign's area do not fit on it: lower the area or the count"
     )
 
 
