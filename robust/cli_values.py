@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
+import time
 
 from robust.errors import InputError
 
@@ -22,6 +24,12 @@ DATA_HELP = (
 
 def command_line() -> str:
     return shlex.join(["robust", *sys.argv[1:]])
+
+
+def after_the_first() -> None:
+    """Let the first of torchrun's processes say what is wrong with all; the others are ended while they wait."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        time.sleep(10)
 
 
 def seconds_of(text: str | None) -> float | None:
