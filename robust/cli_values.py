@@ -26,9 +26,14 @@ def command_line() -> str:
     return shlex.join(["robust", *sys.argv[1:]])
 
 
+def first_process() -> bool:
+    """Whether this is the first of those that torchrun started, or the only one."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
 def after_the_first() -> None:
     """Let the first of torchrun's processes say what is wrong with all; the others are ended while they wait."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+    if not first_process():
         time.sleep(10)
 
 

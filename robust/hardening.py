@@ -95,8 +95,8 @@ def harden(
 
     Both audits run the standard list of attacks with the same images, seeds and budget.
 
-    Of the processes that torchrun started all train; the first audits and writes, and the others end once the training
-    is done (SystemExit with code 0).
+    Of the processes that torchrun started all train; the first audits and writes, and the others end, with code 0, once
+    the training is done.
 
     Raises InputError for anything wrong with the arguments, the model or the data, before anything is written;
     RobustError where training diverges at once.
@@ -110,8 +110,8 @@ def harden(
     if isinstance(method, Defense) and settings:
         raise InputError(f"{next(iter(settings))}: is given beside a defense that has its own settings; give it there")
     threat = defense.ball
-    choose_device(device)
     processes = join(defense.device)
+    choose_device(device)
     progress = progress if processes.first else Silent()
     check_budget(budget)
     folder = check_folder(Path(out), Path(BEFORE) / LEDGER, "hardening")
@@ -136,8 +136,7 @@ def harden(
     before = audited(network, BEFORE) if processes.first else None
     hardened = defense.fit(network, parts.train, parts.validation, out=folder / TRAINING, progress=progress)
     processes.leave()
-    if before is None:
-        raise SystemExit(0)
+    assert before is not None  # of the first process, which is the only one to come here
     hardened.history.write(folder / "history.json")
     _save(hardened.model, folder / WEIGHTS)
     deployed = defense.deployed(hardened.model, parts.test.shape[1:])

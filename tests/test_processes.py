@@ -27,6 +27,7 @@ from robust.defenses.training.history import Hardened
 from robust.defenses.training.processes import Processes, join
 from robust.defenses.training.validation import Gap, Held
 from robust.errors import InputError
+from robust.hardening import harden
 
 CPU = torch.device("cpu")
 
@@ -98,12 +99,16 @@ def _worker(rank: int, folder: str) -> None:
         found[f"whole {name}"] = _plain(_fit(_defense(name, epochs=3)))
         found[f"resumed {name}"] = _plain(_fit(_defense(name, epochs=3), out=here / name))
     found.update(_decisions(rank))
-    with pytest.raises(InputError, match="batch_size 3: 2 processes need at least 2 images each; give at least 4"):
+    with pytest.raises(InputError, match="batch_size 3"):
         _fit(_defense("pgd", batch_size=3))
+    with pytest.raises(InputError, match="method distillation: is judged by one more training"):
+        harden(PlainNet(), quarters(160), method=_defense("distillation"), out=here / "out")
     with pytest.raises(InputError, match="each of 2 processes takes its own"):
         _fit(_defense("pgd", device="cuda:0"))
     found["step"] = _one_step(rank)
     torch.save(found, here / f"{rank}.pt")
+    distributed.destroy_process_group()
+    os._exit(0)  # as the package's own processes end, see Processes.leave
 
 
 def _values() -> Tensor:
@@ -307,8 +312,8 @@ def test_the_command_under_torchrun_writes_one_report(tmp_path: Path) -> None:
 
 
 def test_under_torchrun_too_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    done = _torchrun(tmp_path, "--method", "distillation")
+    done = _torchrun(tmp_path, "--batch-size", "3")
     assert done.returncode != 0
     assert done.stderr.count("robust: ") == 1, done.stderr
-    assert "robust: method distillation: is judged by one more training" in done.stderr
+    assert "robust: batch_size 3: 2 processes need at least 2 images each; give at least 4" in done.stderr
     assert not (tmp_path / "out").exists()

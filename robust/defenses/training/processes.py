@@ -8,7 +8,9 @@ What is decided is measured by the first process and told to the others; it alon
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,11 +149,20 @@ class Processes:
         return text
 
     def leave(self) -> None:
-        """The end of what is done together; from now on this process is alone."""
+        """The end of what is done together: from now on the first process is alone. The others end here.
+
+        They end at once, with code 0: a thread of gloo that still waits for the interpreter aborts a process that
+        takes the interpreter down first (seen with torch 2.12).
+        """
         global _left
-        if self.count > 1:
-            distributed.destroy_process_group()
-            _left = True
+        if self.count == 1:
+            return
+        _close()
+        _left = True
+        if not self.first:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def join(device: str) -> Processes:
@@ -164,16 +175,21 @@ def join(device: str) -> Processes:
         return Processes(choose_device(device))
     if device not in ("auto", "cuda", "cpu"):
         raise InputError(f"device {device!r}: each of {count} processes takes its own; give auto, cuda or cpu")
-    chosen = choose_device(device)
+    there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+    if device != "cpu" and 0 < there < wanted:
+        raise InputError(f"device {device!r}: {wanted} processes for {there} GPUs; start {there}, or give cpu")
+    chosen = choose_device("cpu" if device == "cpu" or (device == "auto" and there == 0) else f"cuda:{local}")
     if chosen.type == "cuda":
-        there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
-        if wanted > there:
-            raise InputError(f"device {device!r}: {wanted} processes for {there} GPUs; start {there}, or give cpu")
-        chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_LONGEST_WAIT)
+        atexit.register(_close)
     return Processes(chosen, distributed.get_rank(), distributed.get_world_size())
+
+
+def _close() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _launched() -> tuple[int, int]:
