@@ -34,7 +34,7 @@ def first_process() -> bool:
 def after_the_first() -> None:
     """Let the first of torchrun's processes say what is wrong with all; the others are ended while they wait."""
     if not first_process():
-        time.sleep(10)
+        time.sleep(30)
 
 
 def seconds_of(text: str | None) -> float | None:
