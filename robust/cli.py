@@ -20,6 +20,7 @@ from robust.cli_values import (
     INCONCLUSIVE,
     INTERRUPTED,
     MODEL_HELP,
+    after_the_first,
     command_line,
     numbers_of,
     seconds_of,
@@ -361,9 +362,11 @@ def main() -> NoReturn:
     try:
         app()
     except InputError as error:
+        after_the_first()
         print(f"robust: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except RobustError as error:
+        after_the_first()
         print(f"robust: {error}", file=sys.stderr)
         sys.exit(INCONCLUSIVE)
     sys.exit(0)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robust.cli_values import INCONCLUSIVE, INTERRUPTED, command_line, numbers_of, seconds_of, size_of
+from robust.cli_values import INCONCLUSIVE, INTERRUPTED, command_line, first_process, numbers_of, seconds_of, size_of
 from robust.places import stem_of
 
 _METHOD_HELP = (
@@ -89,7 +89,8 @@ def harden(
                 resize=size, trust=trust, command=command_line(), progress=progress, **changed,
             )  # fmt: skip
     except KeyboardInterrupt:
-        print(f"robust: stopped; what was computed is in {folder}. Run the same command to go on.", file=sys.stderr)
+        if first_process():
+            print(f"robust: stopped; what was computed is in {folder}. Run the same command to go on.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     card = result.card
     for remark in card["remarks"]:
@@ -132,5 +133,6 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="[bold]Example[/bold]\n\n"
         "robust harden mymodel.py:load_model train/ --test test/ --method trades --threat linf:8/255 --epochs 15\n\n"
+        "torchrun --nproc-per-node 4 -m robust harden mymodel.py:load_model train/   (on four GPUs)\n\n"
         "[bold]Exit codes[/bold]  0 done; 2 bad input; 3 inconclusive."
     )(harden)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
+import time
 
 from robust.errors import InputError
 
@@ -22,6 +24,17 @@ DATA_HELP = (
 
 def command_line() -> str:
     return shlex.join(["robust", *sys.argv[1:]])
+
+
+def first_process() -> bool:
+    """Whether this is the first of those that torchrun started, or the only one."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
+def after_the_first() -> None:
+    """Let the first of torchrun's processes say what is wrong with all; the others are ended while they wait."""
+    if not first_process():
+        time.sleep(30)
 
 
 def seconds_of(text: str | None) -> float | None:

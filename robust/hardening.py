@@ -21,6 +21,7 @@ from robust.defenses.training.defense import Defense
 from robust.defenses.training.distillation import DefensiveDistillation
 from robust.defenses.training.history import History
 from robust.defenses.training.images import check_training, hold_out
+from robust.defenses.training.processes import join
 from robust.defenses.training.spelling import build_defense
 from robust.errors import InputError
 from robust.ledger import Ledger
@@ -94,6 +95,9 @@ def harden(
 
     Both audits run the standard list of attacks with the same images, seeds and budget.
 
+    Of the processes that torchrun started all train; the first audits and writes, and the others end, with code 0, once
+    the training is done.
+
     Raises InputError for anything wrong with the arguments, the model or the data, before anything is written;
     RobustError where training diverges at once.
     """
@@ -106,7 +110,9 @@ def harden(
     if isinstance(method, Defense) and settings:
         raise InputError(f"{next(iter(settings))}: is given beside a defense that has its own settings; give it there")
     threat = defense.ball
+    processes = join(defense.device)
     choose_device(device)
+    progress = progress if processes.first else Silent()
     check_budget(budget)
     folder = check_folder(Path(out), Path(BEFORE) / LEDGER, "hardening")
     assert folder is not None
@@ -114,6 +120,9 @@ def harden(
     parts = _parts(train, validation, test, resize, seed)
     _check(network, parts, limit)
     defense = defense.fitted(parts.train.shape)
+    processes.check(min(defense.batch_size, len(parts.train)))
+    if processes.count > 1 and isinstance(defense, DefensiveDistillation):
+        raise InputError("method distillation: is judged by one more training for each temperature; start one process")
     called = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
 
     def audited(subject: nn.Module, stage: str) -> AuditSummary:
@@ -123,8 +132,11 @@ def harden(
             name=f"{called}, {stage} {defense.name}", command=command, progress=progress,
         )  # fmt: skip
 
-    before = audited(network, BEFORE)
+    processes.agree(0)  # none writes before all have looked at the folder
+    before = audited(network, BEFORE) if processes.first else None
     hardened = defense.fit(network, parts.train, parts.validation, out=folder / TRAINING, progress=progress)
+    processes.leave()
+    assert before is not None  # of the first process, which is the only one to come here
     hardened.history.write(folder / "history.json")
     _save(hardened.model, folder / WEIGHTS)
     deployed = defense.deployed(hardened.model, parts.test.shape[1:])

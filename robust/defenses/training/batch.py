@@ -50,7 +50,9 @@ class Batch:
     network: to logits, differentiable, as the model stands now.
     threat: the ball that the inner attack must stay in.
     step_scale, noise_scale: the guard's factors on the length of a single step and on the noise before it; 1 at first.
-    memory: tensors that a method keeps from batch to batch; part of the checkpoint.
+    memory: tensors that a method keeps from batch to batch; part of the checkpoint. Their rows are those of the whole
+        batch, of which each process keeps its own.
+    whole, start: where several processes share a batch, the images of all of them, and the place of the first of these.
     """
 
     network: Network
@@ -60,6 +62,17 @@ class Batch:
     step_scale: float = 1.0
     noise_scale: float = 1.0
     memory: dict[str, Tensor] = field(default_factory=dict)
+    whole: Tensor | None = None
+    start: int = 0
+
+    def drawn(self, draw: Callable[[Tensor], Tensor], dim: int = 0) -> Tensor:
+        """The part for these images of what ``draw`` makes, at random, for the images of the whole batch.
+
+        ``dim``: along which the images are counted. So the noise does not depend on how many processes there are.
+        """
+        if self.whole is None:
+            return draw(self.images)
+        return draw(self.whole).narrow(dim, self.start, len(self.images))
 
     def noise(self, radius: float) -> Tensor:
         """The images moved to a random point of the ball of ``radius`` in the threat's norm, inside the box.
@@ -68,11 +81,12 @@ class Batch:
         """
         images = self.images
         if self.threat.norm == "linf":
-            return (images + torch.empty_like(images).uniform_(-radius, radius)).clamp_(0, 1)
+            return (images + self.drawn(lambda like: torch.empty_like(like).uniform_(-radius, radius))).clamp_(0, 1)
         if self.threat.norm == "l2":
-            direction = torch.randn_like(images)
+            direction = self.drawn(torch.randn_like)
             dimensions = images[0].numel()
-            reach = radius * torch.rand(len(images), device=images.device) ** (1 / dimensions)
+            share = self.drawn(lambda like: torch.rand(len(like), device=like.device))
+            reach = radius * share ** (1 / dimensions)
             length = torch.linalg.vector_norm(direction.flatten(1), dim=1).clamp_min(1e-12)
             return (images + direction * per_image(reach / length, images)).clamp_(0, 1)
         return images.clone()

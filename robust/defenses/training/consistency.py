@@ -35,8 +35,10 @@ class ConsistencyTraining(GaussianTraining):
             raise InputError(f"draws {self.draws}: consistency needs at least 2 copies to compare")
 
     def attack(self, batch: Batch) -> Tensor:
-        copies = batch.images.repeat(self.draws, 1, 1, 1)
-        return copies + self.sigma * torch.randn_like(copies)
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn_like(like.repeat(self.draws, 1, 1, 1)).view(self.draws, *like.shape)
+
+        return (batch.images + self.sigma * batch.drawn(noise, dim=1)).flatten(0, 1)
 
     def loss(self, batch: Batch, points: Tensor) -> Tensor:
         logits = batch.network(points)

@@ -172,6 +172,8 @@ class Defense(ABC):
                 training images is held out.
             out: folder for checkpoint.pt and history.json; the same call there goes on where it was killed.
 
+        Under torchrun all processes call this together and have the same model then; the first alone writes.
+
         Raises InputError for settings, models and data that cannot be trained with; RobustError where training diverges
         before anything worth keeping was found.
         """

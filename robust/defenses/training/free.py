@@ -46,11 +46,11 @@ class FreeAdversarialTraining(Defense):
     def attack(self, batch: Batch) -> Tensor:
         delta = batch.memory.get(_KEPT)
         if delta is None:
-            batch.memory[_KEPT] = delta = torch.zeros_like(batch.images)
-        points = batch.images + delta[: len(batch.images)]
+            batch.memory[_KEPT] = delta = torch.zeros_like(batch.images if batch.whole is None else batch.whole)
+        points = batch.images + delta[batch.start :][: len(batch.images)]
         return batch.threat.geometry.project(points, batch.images, batch.threat.eps)
 
     def learn(self, batch: Batch, gradient: Tensor) -> None:
         geometry, eps = batch.threat.geometry, batch.threat.eps
         points = geometry.steepest(gradient, self.attack(batch), eps * batch.step_scale)
-        batch.memory[_KEPT][: len(points)] = geometry.project(points, batch.images, eps) - batch.images
+        batch.memory[_KEPT][batch.start :][: len(points)] = geometry.project(points, batch.images, eps) - batch.images

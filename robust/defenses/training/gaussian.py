@@ -37,7 +37,7 @@ class GaussianTraining(Defense):
             raise InputError(f"sigma {self.sigma}: give a number above 0 in [0, 1] pixel units, such as 0.25")
 
     def attack(self, batch: Batch) -> Tensor:
-        return batch.images + self.sigma * torch.randn_like(batch.images)
+        return batch.images + self.sigma * batch.drawn(torch.randn_like)
 
     def robust_accuracy(self, held: Held, network: Network) -> float:
         return held.under_noise(network, self.sigma)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from robust.batching import batches
 from robust.data import ImageSet
 from robust.errors import InputError
+
+if TYPE_CHECKING:
+    from robust.defenses.training.processes import Processes
 
 FEWEST = 5  # images of a class, below which nothing can be learnt and held out
 _KEPT_BYTES = 2 * 2**30
@@ -35,10 +39,15 @@ class Images:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and labels (n,) at positions ``index`` (n,) on the CPU."""
+    def batch(self, index: Tensor, processes: Processes | None = None) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and labels (n,) at positions ``index`` (n,) on the CPU.
+
+        Of images that are read each time, each of several ``processes`` reads its share for all.
+        """
         if self._kept is None:
-            images = self.source.batch(index.tolist()).to(self.device)
+            own = index if processes is None else index[processes.rows(len(index))]
+            images = self.source.batch(own.tolist()).to(self.device)
+            images = images if processes is None else processes.whole(images, len(index))
         else:
             images = self._kept[index].to(self.device).float().div_(255)
         return images, self.labels[index.to(self.device)]

@@ -23,12 +23,12 @@ from robust.defenses.training.guard import MOST_ROLLBACKS, Guard
 from robust.defenses.training.history import Epoch, Hardened, History
 from robust.defenses.training.images import Images, check_training, hold_out
 from robust.defenses.training.precision import training_dtype
+from robust.defenses.training.processes import Processes, join
 from robust.defenses.training.schedule import rate
 from robust.defenses.training.validation import Gap, Held
 from robust.errors import InputError, RobustError
 from robust.models import CallableModel, ExportedModel, check_model, identify
 from robust.progress import Progress, Silent
-from robust.request import choose_device
 
 HISTORY = "history.json"
 HELD_SHARE = 0.1
@@ -45,15 +45,18 @@ def train_model(
         check_training(data, int(data.labels.max()) + 1)
         data, held = hold_out(data, HELD_SHARE, defense.seed)
     defense = defense.fitted(data.shape)
-    device = choose_device(defense.device)
+    processes = join(defense.device)
+    device = processes.device
     _check_fit(defense, model, data, held, device)
+    processes.check(min(defense.batch_size, len(data)))
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=cuda),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):  # fmt: skip
         torch.manual_seed(defense.seed)
-        run = _Run(defense, _own_copy(model, defense.fresh).to(device), data, held, device, progress or Silent())
+        shown = progress if progress and processes.first else Silent()
+        run = _Run(defense, _own_copy(model, defense.fresh).to(device), data, held, processes, shown)
         return run.to_the_end(out, _identity(defense, model, data, held))
 
 
@@ -95,15 +98,17 @@ class _Run:
     """One training under way. What is in ``_saved`` is all of its state."""
 
     def __init__(
-        self, defense: Defense, model: nn.Module, data: ImageSet, held: ImageSet, device: torch.device,
+        self, defense: Defense, model: nn.Module, data: ImageSet, held: ImageSet, processes: Processes,
         progress: Progress,
     ) -> None:  # fmt: skip
-        self.defense, self.model, self.device, self.progress = defense, model, device, progress
+        self.defense, self.processes, self.device, self.progress = defense, processes, processes.device, progress
+        dtype, device = training_dtype(defense.precision, processes.device), processes.device
+        self.judged = Network(copy.deepcopy(model), dtype)
+        self.model = model = processes.same(model)
         self.images = Images(data, device)
         self.held = Held(Images(held, device), defense.ball, len(data))
         self.augment = augmentation(defense.augment)
-        self.network = Network(model, training_dtype(defense.precision, device))
-        self.judged = Network(copy.deepcopy(model), self.network.dtype)
+        self.network = Network(model, dtype)
         self.average = None if defense.averaging == "none" else Average(defense.averaging, model, defense.decay)
         self.optimizer = _optimizer(defense, model)
         self.guard = Guard()
@@ -128,13 +133,20 @@ class _Run:
         if content is not None:
             self._restore(content)
             self.progress.line(f"{self.defense.name}: goes on after epoch {len(self.epochs)}")
-        if out is not None:
+        if not self.processes.agree(len(self.epochs)):
+            raise InputError(f"{path}: not the same for all processes; give a folder that every machine sees")
+        told = self.processes.told(self.model)
+        if told and told not in self.remarks:
+            self._remark(told)
+        if out is not None and self.processes.first:
             out.mkdir(parents=True, exist_ok=True)
         while len(self.epochs) < self.defense.epochs and not self.stopped:
             self._epoch(len(self.epochs) + 1)
             if path is not None and out is not None and self.best is not None:
-                checkpoint.save(path, {"identity": identity, **self._saved()})
-                self._history().write(out / HISTORY)
+                saved = self._saved()
+                if self.processes.first:
+                    checkpoint.save(path, {"identity": identity, **saved})
+                    self._history().write(out / HISTORY)
         if self.best is None:
             raise RobustError(f"{self.defense.name}: {self.stopped}, before one epoch was done: lower learning_rate")
         model = self.judged.model
@@ -160,7 +172,7 @@ class _Run:
         total, steps = torch.zeros((), device=self.device), 0
         marks = set(range(_EVERY, self.batches, _EVERY)) if self.defense.single_step else set()
         for place in range(self.batches):
-            images, labels = self.images.batch(order[place * self.batch_size : (place + 1) * self.batch_size])
+            images, labels = self.images.batch(order[place * self.batch_size :][: self.batch_size], self.processes)
             images = self.augment(images)
             for _ in range(self.defense.uses):
                 total, steps = total + self._step(images, labels), steps + 1
@@ -178,19 +190,26 @@ class _Run:
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of the optimizer: attack, loss, backward; the loss."""
-        defense, guard = self.defense, self.guard
+        defense, guard, processes = self.defense, self.guard, self.processes
+        rows = processes.rows(len(labels))
         batch = Batch(
-            self.network, images, labels, defense.ball, guard.step_scale, guard.noise_scale, self.memory
+            self.network, images[rows], labels[rows], defense.ball, guard.step_scale, guard.noise_scale, self.memory,
+            images, rows.start,
         )  # fmt: skip
+        share = len(batch.labels) / len(labels)
         learning_rate = rate(defense.schedule, self.step, self.total, defense.peak_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         points = defense.attack(batch).detach()
         points.requires_grad_(defense.learns)
-        with perturbed(self.model, lambda: defense.loss(batch, points), defense.awp):
-            loss = defense.loss(batch, points)
+        with (
+            processes.own_random(defense.seed * 1_000_003 + self.step),
+            perturbed(self.model, lambda: defense.loss(batch, points) * share, defense.awp, processes.total),
+        ):
+            loss = defense.loss(batch, points) * share
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+        loss = processes.joined(self.model, loss, share)
         nn.utils.clip_grad_norm_(self.model.parameters(), defense.clip)
         self.optimizer.step()
         self.step += 1
@@ -198,7 +217,7 @@ class _Run:
             defense.learn(batch, points.grad)
         if self.average is not None:
             self.average.update(self.model, self.step / self.total)
-        return loss.detach()
+        return loss
 
     # Guard
 
@@ -206,7 +225,7 @@ class _Run:
         """Measure FGSM against PGD; where they parted, go back to the last good weights. None where not measured."""
         if not (self.defense.guard and self.defense.guarded) or not (self.defense.single_step or last):
             return None
-        gap = self.held.gap(self.network)
+        gap = self._gap()
         if not self.guard.collapsed(gap):
             self.good = self._weights()
             return gap
@@ -220,7 +239,14 @@ class _Run:
         self._remark(remark)
         if self.guard.gave_up:
             self._stop(f"catastrophic overfitting came back {MOST_ROLLBACKS} times; use pgd or trades")
-        return self.held.gap(self.network)
+        return self._gap()
+
+    def _gap(self) -> Gap:
+        def measured() -> tuple[float, float]:
+            gap = self.held.gap(self.network)
+            return gap.fgsm, gap.pgd
+
+        return Gap(*self.processes.decided(measured))
 
     def _weights(self) -> dict[str, Any]:
         found = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "memory": self.memory}
@@ -240,8 +266,9 @@ class _Run:
         """Measure the averaged weights on the held-out images, note the epoch, keep it if it is the best."""
         state = self.model.state_dict() if self.average is None else self.average.state
         self.judged.model.load_state_dict(state)
-        clean = self.held.clean(self.judged)
-        robust = self.defense.robust_accuracy(self.held, self.judged)
+        clean, robust = self.processes.decided(
+            lambda: (self.held.clean(self.judged), self.defense.robust_accuracy(self.held, self.judged))
+        )
         self.seconds += time.perf_counter() - started
         self.processor += time.process_time() - processor
         epoch = Epoch(
@@ -281,8 +308,13 @@ class _Run:
     # Checkpoint
 
     def _saved(self) -> dict[str, Any]:
+        weights = self._weights()
+        rows = self.processes.rows(self.batch_size)
+        weights["memory"] = {
+            name: self.processes.whole(value[rows], self.batch_size) for name, value in weights["memory"].items()
+        }  # fmt: skip
         return {
-            "weights": self._weights(), "guard": self.guard.saved(), "step": self.step, "seconds": self.seconds,
+            "weights": weights, "guard": self.guard.saved(), "step": self.step, "seconds": self.seconds,
             "processor": self.processor,
             "epochs": [asdict(epoch) for epoch in self.epochs], "remarks": self.remarks, "stopped": self.stopped,
             "best": self.best, "best_epoch": self.best_epoch, "best_robust": self.best_robust,

@@ -58,7 +58,9 @@ class MaskTraining(_Certified):
         images = batch.images
         shape = (int(images.shape[2]), int(images.shape[3]))
         keep = kept(shape, masks(shape, window(batch.threat.eps, shape), self.count)).to(images.device)
-        pairs = torch.randint(len(keep), (self.candidates, 2, len(images)), device=images.device)
+        pairs = batch.drawn(
+            lambda like: torch.randint(len(keep), (self.candidates, 2, len(like)), device=like.device), dim=2
+        )
         tried = [torch.where(keep[first] & keep[second], images, 0.5) for first, second in pairs]
         if len(tried) == 1:
             return tried[0]
@@ -99,7 +101,8 @@ class BandTraining(_Certified):
     def attack(self, batch: Batch) -> Tensor:
         ablation = Ablation(self.kind, self.size, 0.5)
         starts = torch.tensor(ablation.starts((int(batch.images.shape[2]), int(batch.images.shape[3]))))
-        drawn = starts[torch.randint(len(starts), (len(batch.images),))].to(batch.images.device)
+        places = batch.drawn(lambda like: torch.randint(len(starts), (len(like),)))
+        drawn = starts[places].to(batch.images.device)
         return ablation.apply(batch.images, drawn)
 
     @property

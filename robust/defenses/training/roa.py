@@ -53,7 +53,7 @@ class OcclusionTraining(Defense):
         size = window(batch.threat.eps, shape)
         with batch.network.still():
             inside = placed(self._places(batch, size), size, shape)
-            points = torch.where(inside, torch.rand_like(images), images)
+            points = torch.where(inside, batch.drawn(torch.rand_like), images)
             for _ in range(self.steps):
                 (gradient,) = torch.autograd.grad(batch.cross_entropy(points.requires_grad_()), points)
                 points = torch.where(inside, points.detach() + self.step_size * gradient.sign(), images).clamp_(0, 1)
@@ -64,7 +64,7 @@ class OcclusionTraining(Defense):
         images = batch.images
         count = (images.shape[2] - size[0] + 1) * (images.shape[3] - size[1] + 1)
         if self.candidates == 0:
-            return torch.randint(count, (len(images),), device=images.device)
+            return batch.drawn(lambda like: torch.randint(count, (len(like),), device=like.device))
         leaf = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(batch.cross_entropy(leaf), leaf)
         energy = F.avg_pool2d(gradient.square().sum(1, keepdim=True), size, stride=1).flatten(1)

@@ -38,7 +38,7 @@ class SmoothAdv(GaussianTraining):
             raise InputError(f"smoothadv needs draws and steps of at least 1, not {self.draws} and {self.steps}")
 
     def attack(self, batch: Batch) -> Tensor:
-        noise = self.sigma * torch.randn((self.draws, *batch.images.shape), device=batch.images.device)
+        noise = self.sigma * batch.drawn(lambda like: torch.randn((self.draws, *like.shape), device=like.device), dim=1)
 
         def loss(points: Tensor) -> Tensor:
             logs = batch.network((points + noise).flatten(0, 1)).log_softmax(1).view(self.draws, len(points), -1)

@@ -36,7 +36,7 @@ class TRADES(Defense):
             return divergence(clean, batch.network(points)).sum()
 
         # The divergence is flat at x itself, so the start is a little beside it.
-        start = (batch.images + 0.001 * torch.randn_like(batch.images)).clamp(0, 1)
+        start = (batch.images + 0.001 * batch.drawn(torch.randn_like)).clamp(0, 1)
         return batch.ascend(start, loss, self.steps, self.step_size * batch.threat.eps)
 
     def loss(self, batch: Batch, points: Tensor) -> Tensor:
