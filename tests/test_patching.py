@@ -166,6 +166,7 @@ def test_images_on_both_sides_are_counted(apart: bool) -> None:
     pair = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     data = (np.concatenate([np.repeat(pair, 8, 0), pair]), np.array([0] * 16 + [1, 1]))
     sources, _ = gather(data, data if apart else None, "0", kind="universal", limit=None, resize=None, seed=0)
+    assert (sources.train_name is not None) == apart
     count = len(sources.test)
     assert sources.remarks[-1].startswith(f"{count} of the {count} images that measure the patch also made it")
 
