@@ -27,7 +27,7 @@ from robust.attacks.patch import (
     train_patch,
 )  # fmt: skip
 from robust.counting import CountedModel
-from robust.describing import circumstances, describe_data, describe_model, name_of
+from robust.describing import circumstances, describe_data, describe_model
 from robust.errors import InputError
 from robust.models import check_model, identify, load_model
 from robust.patches.photographs import (
@@ -143,7 +143,7 @@ def make_patch(
         "data": describe_data(sources.data, sources.data.available).model_dump() | {"tested": len(sources.test)},
         "source": class_name(names, truth), "target": None if goal is None else class_name(names, goal),
         "settings": {**ours, "draws": draws, "limit": limit, "conditions_name": named, "area": where.area,
-                     "made_on": len(sources.train), "train_data": None if train_data is None else name_of(train_data),
+                     "made_on": len(sources.train), "train_data": sources.train_name,
                      "outline": sign_outline(mask if mask in SHAPES else "octagon")},
         "figures": figures(found), "places": where_best, "middle": list(middle or (0.5, 0.5)),
         "width": where.width * (where.region.side if isinstance(where.region, Anywhere) else 1.0),

@@ -60,12 +60,14 @@ def class_name(names: Sequence[str], index: int) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """Images of the source class, (N, C, H, W) in [0, 1]: to make the patch on, and to measure it on; remarks."""
+    """Images of the source class, (N, C, H, W) in [0, 1]: to make the patch on, and to measure it on; remarks; the name
+    of the data that the former are from, None where it is the same."""
 
     train: Tensor
     test: Tensor
     data: ImageSet
     remarks: tuple[str, ...]
+    train_name: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +87,7 @@ def gather(
         raise InputError(f"--limit {limit}: give at least {least} images")
     held = load_data(data, resize=resize)
     number = class_of("--source", source, held.class_names, len(held.class_names))
-    test, remarks = _of(held, number), []
+    test, remarks, train_name = _of(held, number), [], None
     if kind == "per-image":
         if train_data is not None:
             raise InputError("--train-data: a patch per image is made on the images themselves; leave it out")
@@ -103,6 +105,7 @@ def gather(
         )
     else:
         other = load_data(train_data, resize=resize)
+        train_name = other.name
         if other.shape != held.shape:
             raise InputError(f"--train-data: images of shape {other.shape}, but the data has {held.shape}; resize both")
         train = _of(other, class_of(f"--train-data {other.name}", source, other.class_names, len(other.class_names)))
@@ -114,7 +117,7 @@ def gather(
         _enough(test, source, LEAST, " that the patch is not made on")
         test = test.limited(limit, seed)
     made_on, held_out = (part.batch(range(len(part))) for part in (train, test))
-    return Sources(made_on, held_out, held, tuple(remarks)), number
+    return Sources(made_on, held_out, held, tuple(remarks), train_name), number
 
 
 def _of(data: ImageSet, number: int) -> ImageSet:

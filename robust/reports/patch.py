@@ -179,7 +179,7 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def history_figure(key: str, history: list[float]) -> str:
-    """The share of each step's images that the patch misled, smoothed over steps."""
+    """The success on each step's images (read as the target or, without one, misread), smoothed over steps."""
     steps = np.arange(1, len(history) + 1)
     span = max(1, len(history) // 30)
     smooth = np.convolve(np.pad(history, (span // 2, span - 1 - span // 2), "edge"), np.ones(span) / span, "valid")
@@ -193,7 +193,5 @@ def history_figure(key: str, history: list[float]) -> str:
         axes.plot(steps, smooth, color=ROBUST, linewidth=2.2)
         axes.set_xlabel("step")
         drawing.text(1.02, float(smooth[-1]), formats.percent(float(smooth[-1])), color=ROBUST, bold=True, frame=True)
-        drawing.text(-0.12, 1.1, "images misled, of those it was made on", color=MUTED, frame=True)
-        return drawing.svg(
-            f"Share of images misled over {len(history)} steps, {formats.percent(float(smooth[-1]))} at the end."
-        )
+        drawing.text(-0.12, 1.1, "success on the images that it was made on", color=MUTED, frame=True)
+        return drawing.svg(f"Success over {len(history)} steps, {formats.percent(float(smooth[-1]))} at the end.")

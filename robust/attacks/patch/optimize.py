@@ -65,8 +65,8 @@ class PatchAttack:
 class PatchResult:
     """patch: (C, h, w) in [0, 1], or (N, C, h, w) where there is one per image. cover: (h, w), what of it is patch.
 
-    history, gains: per step the share of the batch's images that it misled and the mean loss that it maximizes, before
-    the step.
+    history, gains: per step the share of the batch's images on which it reached its goal (the target or, without one,
+    anything but the label) and the mean loss that it maximizes, before the step.
     """
 
     patch: Tensor
