@@ -154,6 +154,11 @@ def test_an_audit_behind_masks_has_their_certificates_as_its_lower_bound(network
     assert result.certified_accuracy.numerator == int(certificates.correct(data.labels).sum()) > 3
     assert result.certified_accuracy.numerator <= result.robust_accuracy.numerator
     assert "behind masking" in found.model.name
+    assert found.settings.behind == "masking"
+    for given in (None, "bands"):  # the same weights, but another model
+        with pytest.raises(InputError, match="--behind 'masking'"):
+            robust.auditing.verify_audit(tmp_path / "a", network, behind=given, device="cpu")
+    assert not robust.auditing.verify_audit(tmp_path / "a", network, behind="masking", device="cpu")[THREAT].failed
     assert found.settings.command == f"robust.audit(TinyNet, {data.name}, ['{THREAT}'], behind='masking')"
     bare = robust.audit(network, data, [THREAT], device="cpu").threats[0]
     assert bare.certified_accuracy is None
