@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from contract import patch_area
 from oracles import TinyNet
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from robust.attacks.registry import build, native
 from robust.errors import InputError
 from robust.threats import NORMS
 
-EPS = {"linf": 0.04, "l2": 0.3, "l1": 1.5, "l0": 4}
+EPS = {"linf": 0.04, "l2": 0.3, "l1": 1.5, "l0": 4, "patch": 4 / 36}
 OURS = [(info.name, norm) for info in native() if info.knowledge in ("score", "decision") for norm in info.norms]
 ADAPTED = [
     ("art:BoundaryAttack", "l2"),
@@ -74,6 +76,7 @@ def first_success(points: Tensor, image: Tensor, label: Tensor, model: nn.Module
         "l2": (delta**2).sum(1) ** 0.5,
         "l1": abs(delta).sum(1),
         "l0": (delta != 0).sum(1),
+        "patch": np.array([patch_area(change) for change in delta.reshape(-1, *image.shape)]),
     }
     hits = (wrong & torch.from_numpy(size[norm] <= eps * (1 + 1e-6) + 1e-6)).nonzero()
     return int(hits[0]) + 1 if len(hits) else 0
