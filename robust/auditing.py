@@ -166,7 +166,7 @@ def audit(
         settings = Settings(
             seed=seed, limit=limit, device=str(request.device), batch_size=job.batch_size, budget_seconds=budget,
             attacks=_names(request, access_of(job)), standard_attacks=request.attacks is None,
-            lane=lane.report.kind, lane_detail=lane.report.detail,
+            lane=lane.report.kind, lane_detail=lane.report.detail, behind=behind,
             command=command or _call(called, described.name, request, limit, grid),
         )  # fmt: skip
         subject = Subject(record, described, settings, _warnings(predictions, classes, ledger))
@@ -314,6 +314,9 @@ def verify_audit(
     """
     summary = AuditSummary.read(Path(folder) / SUMMARY)
     network = load_model(model, weights=weights, mean=mean, std=std, trust=trust).to(place := choose_device(device))
+    made = summary.settings.behind
+    if made is not None and made != behind:
+        raise InputError(f"{folder}: audited the model behind {made}; give --behind {made!r}")
     if behind is not None:
         found = [ThreatModel(result.threat.norm, result.threat.eps) for result in summary.threats]
         network = put_behind(behind, network, found, summary.data.shape[1:])

@@ -43,7 +43,7 @@ class ContradictionError(RobustError):
 
 
 def proven(ledger: Ledger, threat: ThreatModel) -> list[int] | None:
-    """The images proven robust under this threat; None where no proofs were made."""
+    """The images proven robust under this threat; None where not all were tried and none was proven."""
     found: list[int] | None = ledger.meta(f"proven {threat.text}")
     return found
 
@@ -65,7 +65,7 @@ def prove_images(job: Job, threat: ThreatModel) -> None:
     found, tried, note = _prove(job, threat, [row.id for row in rows])
     seconds = time.perf_counter() - start
     job.ledger.record(Run(threat.text, BOUNDS, 0, tried, 0, 0, 0, 0, seconds, "done", note), [])
-    if found:
+    if found or tried == len(rows):  # none of all is a figure, none of a few says nothing
         job.ledger.set_meta(f"proven {threat.text}", sorted(found))
     job.ledger.set_meta(f"finished {threat.text} {BOUNDS}", True)
     job.progress.line(

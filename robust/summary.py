@@ -227,6 +227,7 @@ class Settings(_Record):
     standard_attacks: bool = Field(description="whether the list is the default one or includes all of it")
     lane: str = Field(default="plain", description="the copy of the model that gradient attacks searched with")
     lane_detail: str = Field(default="", description="why that copy")
+    behind: str | None = Field(default=None, description="the defense that the model was put behind, as in --behind")
     command: str = Field(description="a command that reproduces the audit")
 
 

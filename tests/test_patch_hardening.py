@@ -154,7 +154,15 @@ def test_an_audit_behind_masks_has_their_certificates_as_its_lower_bound(network
     assert result.certified_accuracy.numerator == int(certificates.correct(data.labels).sum()) > 3
     assert result.certified_accuracy.numerator <= result.robust_accuracy.numerator
     assert "behind masking" in found.model.name
+    assert found.settings.behind == "masking"
+    for given in (None, "bands"):  # the same weights, but another model
+        with pytest.raises(InputError, match="--behind 'masking'"):
+            robust.auditing.verify_audit(tmp_path / "a", network, behind=given, device="cpu")
+    assert not robust.auditing.verify_audit(tmp_path / "a", network, behind="masking", device="cpu")[THREAT].failed
     assert found.settings.command == f"robust.audit(TinyNet, {data.name}, ['{THREAT}'], behind='masking')"
+    none = robust.audit(network, data, [THREAT], behind="bands(size=6)", device="cpu").threats[0].certified_accuracy
+    assert none is not None  # every band is met by every patch
+    assert (none.numerator, none.n) == (0, 12)
     bare = robust.audit(network, data, [THREAT], device="cpu").threats[0]
     assert bare.certified_accuracy is None
     assert bare.robust_accuracy.numerator < result.robust_accuracy.numerator

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from contract import patch_area
 from oracles import TinyNet
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from robust.attacks.registry import build, native
 from robust.errors import InputError
 from robust.threats import NORMS
 
-EPS = {"linf": 0.04, "l2": 0.3, "l1": 1.5, "l0": 4, "patch": 0.12}
+EPS = {"linf": 0.04, "l2": 0.3, "l1": 1.5, "l0": 4, "patch": 4 / 36}
 OURS = [(info.name, norm) for info in native() if info.knowledge in ("score", "decision") for norm in info.norms]
 ADAPTED = [
     ("art:BoundaryAttack", "l2"),
@@ -64,13 +65,6 @@ def subjects() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, labels
 
 
-def window_share(change: np.ndarray) -> float:
-    """The share of the image in the smallest square that holds every changed pixel of (C, H, W)."""
-    rows, columns = np.nonzero(change.any(0))
-    side = 0 if not len(rows) else max(np.ptp(rows), np.ptp(columns)) + 1
-    return float(side**2 / (change.shape[1] * change.shape[2]))
-
-
 def first_success(points: Tensor, image: Tensor, label: Tensor, model: nn.Module, norm: str, eps: float) -> int:
     """The number of the first of the points (M, D) that is misclassified inside the ball, from 1; 0 for none."""
     shaped = points.view(-1, *image.shape)
@@ -82,7 +76,7 @@ def first_success(points: Tensor, image: Tensor, label: Tensor, model: nn.Module
         "l2": (delta**2).sum(1) ** 0.5,
         "l1": abs(delta).sum(1),
         "l0": (delta != 0).sum(1),
-        "patch": np.array([window_share(change) for change in delta.reshape(len(delta), *image.shape)]),
+        "patch": np.array([patch_area(change) for change in delta.reshape(-1, *image.shape)]),
     }
     hits = (wrong & torch.from_numpy(size[norm] <= eps * (1 + 1e-6) + 1e-6)).nonzero()
     return int(hits[0]) + 1 if len(hits) else 0
