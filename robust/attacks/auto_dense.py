@@ -19,8 +19,8 @@ EFFORT: dict[str, tuple[Phase, ...]] = {
         Phase(10),
         Phase(10, 2),
         Phase(20, 3, within=0.3),
-        Phase(30, 9, within=0.08, gap=0.2, exact=True),
-        Phase(100, 9, within=0.03, gap=0.2, exact=True),
+        Phase(30, 9, within=0.08, gap=0.4, exact=True),
+        Phase(100, 9, within=0.03, gap=0.4, exact=True),
     ),
     "exhaustive": (
         Phase(20),
