@@ -12,7 +12,7 @@ from robust.attacks.seen import Climb, Phase, Run, Seen, cascade
 from robust.threats import Norm
 
 # With "standard" an image that stands to the end costs 10 and 20 backward passes, 60 more if it is left near to
-# breaking; if it is left nearly broken, 30 and 100 for each class that came near, mostly one or two of them.
+# breaking; if it is left nearly broken, 30 and 100 for each class that came near.
 EFFORT: dict[str, tuple[Phase, ...]] = {
     "quick": (Phase(10), Phase(10, 2)),
     "standard": (
