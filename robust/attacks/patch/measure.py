@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -88,15 +88,11 @@ def measure_patch(
     the controls. ``seed`` should be another than the one the patch was made with. Raises InputError for input that
     does not fit.
     """
-    labels = check_source(images, labels, target)
-    show = _Show(
-        model, images.detach(), labels, target, region, conditions or Conditions(),
-        whole(images) if boxes is None else check_boxes(boxes, images), cover.to(images), draws, batch, seed,
-    )  # fmt: skip
+    show = _Show.of(model, images, labels, target, region, cover, conditions, boxes, draws, batch, seed)
     if patch.dim() == 4 and len(patch) != len(images):
         raise InputError(f"{len(patch)} patches do not fit {len(images)} images: give one for all or one for each")
     with torch.no_grad(), evaluating(model):
-        counted = show.readings(None) == labels[:, None]
+        counted = show.counted()
         shown = show.outcomes(patch.to(images), counted)
         others = {
             name: show.outcomes(control(name, images.shape[1], cover.shape, seed).to(images), counted)
@@ -127,6 +123,7 @@ def placement_map(
     *,
     grid: int = 8,
     boxes: Tensor | None = None,
+    batch: int = 256,
     seed: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """(success (grid, grid), middles (grid,)): the share misled with the patch's middle at (middles[x], middles[y]).
@@ -136,14 +133,15 @@ def placement_map(
     half = region.side / 2
     middles = torch.linspace(half, 1 - half, grid)
     rates = torch.zeros(grid, grid)
-    for row, y in enumerate(middles.tolist()):
-        for column, x in enumerate(middles.tolist()):
-            found = measure_patch(
-                model, images, labels, target, patch, cover, region.at((x, y)), conditions,
-                boxes=boxes, controls=False, bins=1, seed=seed,
-            )  # fmt: skip
-            rate = found.patch.untargeted if target is None else found.patch.targeted
-            rates[row, column] = float("nan") if rate is None else rate.value
+    show = _Show.of(model, images, labels, target, region, cover, conditions, boxes, 1, batch, seed)
+    with torch.no_grad(), evaluating(model):
+        counted = show.counted()  # wherever the patch lies
+        for row, y in enumerate(middles.tolist()):
+            for column, x in enumerate(middles.tolist()):
+                there = replace(show, region=region.at((x, y)))
+                found = there.success(there.outcomes(patch.to(images), counted), counted)
+                rate = found.untargeted if target is None else found.targeted
+                rates[row, column] = float("nan") if rate is None else rate.value
     return rates, middles
 
 
@@ -183,6 +181,23 @@ class _Show:
     draws: int
     batch: int
     seed: int
+
+    @staticmethod
+    def of(
+        model: Model, images: Tensor, labels: Tensor, target: int | None, region: Region, cover: Tensor,
+        conditions: Conditions | None, boxes: Tensor | None, draws: int, batch: int, seed: int,
+    ) -> _Show:  # fmt: skip
+        """What is given, checked. Raises InputError."""
+        labels = check_source(images, labels, target)
+        framed = whole(images) if boxes is None else check_boxes(boxes, images)
+        return _Show(
+            model, images.detach(), labels, target, region, conditions or Conditions(), framed, cover.to(images), draws,
+            batch, seed,
+        )  # fmt: skip
+
+    def counted(self) -> Tensor:
+        """Which draws count, (images, draws) bool: the unpatched image is read right in them."""
+        return self.readings(None) == self.labels[:, None]
 
     @cached_property
     def seeds(self) -> Tensor:
