@@ -41,7 +41,7 @@ from robust.patches.photographs import (
     write_prints,
 )  # fmt: skip
 from robust.patches.record import examples, figures, measured, places, plain
-from robust.patches.setup import SHAPES, Case, Sources, class_name, gather, goal_of, spot
+from robust.patches.setup import SHAPES, Case, Sources, gather, goal_of, spot
 from robust.patches.state import STATE, Meter, fingerprint, load_state, save_state
 from robust.photos.camera import View
 from robust.photos.composing import Print
@@ -49,6 +49,7 @@ from robust.photos.photographs import Photograph, load_photographs
 from robust.photos.trial import ANGLES, DISTANCES
 from robust.places import check_folder, write_text, written_whole
 from robust.progress import Progress, Silent
+from robust.reports.formats import class_name
 from robust.reports.patch import write_patch_report
 from robust.request import choose_device
 

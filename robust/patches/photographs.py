@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.patch import Anywhere, control
-from robust.patches.setup import Case, Spot, class_name
+from robust.patches.setup import Case, Spot
 from robust.photos.animation import approach, as_gif
 from robust.photos.camera import Camera
 from robust.photos.composing import Print, centered, composed
@@ -23,6 +23,7 @@ from robust.photos.sheet import Look, contact_sheet
 from robust.photos.trial import CLEAN, Trial, try_photographs, with_prints
 from robust.places import written_whole
 from robust.progress import Progress
+from robust.reports.formats import class_name
 from robust.stats import clopper_pearson
 
 PATCH, STICKER = "patch", "sticker"
@@ -127,9 +128,8 @@ def on_photographs(
         contact_sheet(title, f"Readings from {view}; {camera.text}.", pairs).save(partial, "PNG", optimize=True)
     best = _most_telling(trial, photographs, source, target)
     frames, read = approach(
-        with_prints(photographs[best], {PATCH: print_}), case.model,
-        [class_name(names, i) for i in range(len(names))], source=source, size=case.size, share=views.share,
-        camera=camera, far=max(trial.distances), near=min(trial.distances), seed=seed,
+        with_prints(photographs[best], {PATCH: print_}), case.model, names, source=source, size=case.size,
+        share=views.share, camera=camera, far=max(trial.distances), near=min(trial.distances), seed=seed,
     )  # fmt: skip
     gif = as_gif(frames)
     with written_whole(folder / GIF) as partial:

@@ -21,8 +21,9 @@ from robust.attacks.patch import (
     placement_map,
 )  # fmt: skip
 from robust.models import evaluating
-from robust.patches.setup import Case, class_name
+from robust.patches.setup import Case
 from robust.randomness import image_seeds
+from robust.reports.formats import class_name
 from robust.reports.patch import Shown
 
 _EXAMPLES, _MAPPED, _GRID = 8, 64, 7

@@ -54,10 +54,6 @@ def goal_of(target: str | None, truth: int, names: Sequence[str], classes: int) 
     return goal
 
 
-def class_name(names: Sequence[str], index: int) -> str:
-    return names[index] if index < len(names) and names[index].strip() else f"class {index}"
-
-
 @dataclass(frozen=True)
 class Sources:
     """Images of the source class, (N, C, H, W) in [0, 1]: to make the patch on, and to measure it on; remarks; the name

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robust.photos.camera import Camera, Scene, View, window
 from robust.photos.lettering import INK, MUTED, PAPER, RIGHT, WRONG, write
 from robust.photos.trial import look, readings
+from robust.reports.formats import class_name
 
 FRAMES = 24
 _SCENE, _INPUT, _GAP = 256, 72, 14
@@ -37,15 +38,11 @@ def approach(
         classes, sure = readings(model, inputs)
         rng = np.random.default_rng([seed % 2**64, round(1000 * distance)])
         scenes = window(held, camera, view, _SCENE, _SCENE, None, rng)
-        texts = [f"{_name(names, int(one))} {share_:.0%}" for one, share_ in zip(classes, sure, strict=True)]
+        texts = [f"{class_name(names, int(one))} {share_:.0%}" for one, share_ in zip(classes, sure, strict=True)]
         rights = [int(one) == source for one in classes]
         pictures.append(_frame(float(distance), scenes, inputs, texts, rights))
         read.append((float(distance), texts[0], texts[1]))
     return pictures, read
-
-
-def _name(names: Sequence[str], index: int) -> str:
-    return names[index] if index < len(names) else f"class {index}"
 
 
 def _frame(distance: float, scenes: Tensor, inputs: Tensor, texts: list[str], rights: list[bool]) -> Image.Image:
