@@ -209,6 +209,27 @@ def test_the_attack_that_knows_the_masks_never_turns_a_certified_image_and_turns
     assert min(kinds.values()) >= 5
 
 
+class Bright(nn.Module):
+    """Reads class 0 where the pixels add up to more than 43.5, else class 1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        total = images.flatten(1).sum(1)
+        return torch.stack([total - 43.5, torch.zeros_like(total)], 1)
+
+
+def test_the_attack_that_knows_the_masks_finds_what_only_a_whole_dark_patch_does() -> None:
+    # 8x8 bright pixels under 5x5 grey masks: 51.5 under one, 41 under two opposite ones, so nothing is certified. A
+    # dark 3x3 patch takes 9 more where it is seen, which is enough; a random grey one about half of that, which is not.
+    images, labels = 1 - 0.002 * torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.long)
+    defended = MaskedClassifier(Bright(), 3, count=2)
+    assert not defended.certify(images).certified.any()
+    assert (defended(images).argmax(1) == 0).all()
+    grey = images.clone()
+    grey[:, :, :3, :3] = torch.rand(6, 1, 3, 3)
+    assert (defended(grey).argmax(1) == 0).all()
+    assert (defended(cleansing_attack(defended, images, labels)).argmax(1) == 1).all()
+
+
 @pytest.mark.parametrize(("gap", "certified"), [(1e-6, False), (0.01, True)])
 def test_what_rounding_could_turn_is_not_certified(gap: float, certified: bool) -> None:
     class Even(nn.Module):
