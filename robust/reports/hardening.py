@@ -28,7 +28,7 @@ def render(card: dict[str, Any], history: dict[str, Any], before: AuditSummary, 
     """The report as HTML text."""
     return page(
         "hardening.html",
-        {"class_name": str, "points": _points, "p": _p},
+        {"points": _points, "p": _p},
         {
             "card": card, "history": history, "before": before, "after": after, "headline": _headline(card),
             "curve": Markup(curves("curves", before, after)),

@@ -24,8 +24,10 @@ def page(template: str, filters: dict[str, Any], values: dict[str, Any]) -> str:
     )  # fmt: skip
     environment.filters.update(
         percent=formats.percent, number=formats.number, duration=formats.duration, line=formats.one_line,
-        sentence=formats.sentence, attack=formats.attack_name, **filters,
+        sentence=formats.sentence, attack=formats.attack_name,
+        class_name=str,  # which the macros name on every page
     )  # fmt: skip
+    environment.filters.update(filters)
     css = Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))
     environment.globals.update(interval=formats.interval, css=css)
     return formats.printable(environment.get_template(template).render(values))
