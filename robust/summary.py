@@ -21,11 +21,17 @@ Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 Status = Literal["done", "failed", "skipped", "unfinished"]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Plain, validated data that does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def write(self, path: Path) -> None:
+        """Write as JSON, in one step: a reader never sees half a file."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
 
-class Rate(_Record):
+
+class Rate(Record):
     """A share of images with its 95 % Clopper-Pearson interval."""
 
     value: float = Field(ge=0, le=1)
@@ -35,7 +41,7 @@ class Rate(_Record):
     n: int = Field(ge=1, description="the denominator: all audited images, wrongly classified ones included")
 
 
-class ThreatRecord(_Record):
+class ThreatRecord(Record):
     """The threat model: what lies within eps of each image, inside the box [0, 1]; for a patch, eps is a share of the
     image's area."""
 
@@ -44,7 +50,7 @@ class ThreatRecord(_Record):
     text: str = Field(description="as written on the command line, e.g. linf:8/255; unique within one audit")
 
 
-class CheckRecord(_Record):
+class CheckRecord(Record):
     """One check of the evidence. ``passed`` is null where the check could not be run."""
 
     name: str
@@ -57,7 +63,7 @@ class CheckRecord(_Record):
     )
 
 
-class QueryRecord(_Record):
+class QueryRecord(Record):
     """What a query attack asked about the images it was tried on; a query is a forward pass of one image."""
 
     median: float = Field(description="queries an image cost, the clean pass included; median over images tried")
@@ -65,7 +71,7 @@ class QueryRecord(_Record):
     broken_at: list[int] = Field(description="for each image it broke, the number of the query that did; ascending")
 
 
-class AttackRecord(_Record):
+class AttackRecord(Record):
     """One attack of the audit: on how many images it ran, what it broke, and what it cost."""
 
     name: str
@@ -81,20 +87,20 @@ class AttackRecord(_Record):
     queries: QueryRecord | None = Field(default=None, description="of attacks that only ask; null for all others")
 
 
-class CurvePoint(_Record):
+class CurvePoint(Record):
     eps: float
     robust_accuracy: float
     low: float
     high: float
 
 
-class Cost(_Record):
+class Cost(Record):
     forward_per_image: float
     backward_per_image: float
     seconds: float
 
 
-class ScoreRecord(_Record):
+class ScoreRecord(Record):
     """Robustness score from 0 to 100 with its 95 % interval; see :mod:`robust.reports.score`."""
 
     value: float = Field(ge=0, le=100)
@@ -106,7 +112,7 @@ class ScoreRecord(_Record):
     )
 
 
-class MeanRate(_Record):
+class MeanRate(Record):
     """The mean over images of a share of draws, with its conservative 95 % Clopper-Pearson interval over images."""
 
     value: float = Field(ge=0, le=1)
@@ -115,7 +121,7 @@ class MeanRate(_Record):
     n: int = Field(ge=1)
 
 
-class RandomizedRecord(_Record):
+class RandomizedRecord(Record):
     """What was measured of a model that draws random numbers; see docs/verdict.md."""
 
     draws: int = Field(description="fresh draws per image behind each rate")
@@ -128,7 +134,7 @@ class RandomizedRecord(_Record):
     undecided: int
 
 
-class ThreatResult(_Record):
+class ThreatResult(Record):
     """What the audit found for one threat model."""
 
     threat: ThreatRecord
@@ -151,7 +157,7 @@ class ThreatResult(_Record):
     score: ScoreRecord
 
 
-class CellRecord(_Record):
+class CellRecord(Record):
     """Accuracy under one corruption at one severity."""
 
     corruption: str
@@ -160,7 +166,7 @@ class CellRecord(_Record):
     baseline: Rate | None = Field(default=None, description="of the baseline model on the same corrupted images")
 
 
-class CorruptionRecord(_Record):
+class CorruptionRecord(Record):
     """One corruption over all its severities."""
 
     name: str
@@ -172,7 +178,7 @@ class CorruptionRecord(_Record):
     )
 
 
-class BaselineRecord(_Record):
+class BaselineRecord(Record):
     """The model that corruption errors are relative to."""
 
     name: str
@@ -180,7 +186,7 @@ class BaselineRecord(_Record):
     clean_accuracy: Rate
 
 
-class CorruptionResult(_Record):
+class CorruptionResult(Record):
     """Accuracy on corrupted images: the fifteen corruptions of Hendrycks and Dietterich (ICLR 2019), made here."""
 
     severities: list[int]
@@ -201,14 +207,14 @@ class CorruptionResult(_Record):
     seconds: float
 
 
-class ModelRecord(_Record):
+class ModelRecord(Record):
     name: str
     sha256: str = Field(description="of the weights and buffers, or of the name where the model is a plain callable")
     parameters: int
     classes: int
 
 
-class DataRecord(_Record):
+class DataRecord(Record):
     name: str
     n: int
     available: int = Field(description="images in the data set before --limit")
@@ -217,7 +223,7 @@ class DataRecord(_Record):
     class_names: list[str]
 
 
-class Settings(_Record):
+class Settings(Record):
     seed: int
     limit: int | None
     device: str
@@ -231,7 +237,7 @@ class Settings(_Record):
     command: str = Field(description="a command that reproduces the audit")
 
 
-class AuditSummary(_Record):
+class AuditSummary(Record):
     """One audit: the content of `audit.json`."""
 
     schema_version: Literal[1] = 1
@@ -257,10 +263,6 @@ class AuditSummary(_Record):
         if not self.threats and self.corruptions is None:
             raise ValueError("an audit has at least one threat model")
         return self
-
-    def write(self, path: Path) -> None:
-        """Write the summary as JSON, in one step: a reader never sees half a file."""
-        write_text(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> AuditSummary:

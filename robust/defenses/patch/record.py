@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from robust.places import write_text
 from robust.reports import formats
-from robust.summary import DataRecord, ModelRecord, Rate
+from robust.summary import DataRecord, ModelRecord, Rate, Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PatchRow(_Record):
+class PatchRow(Record):
     """One image."""
 
     image: int
@@ -33,7 +27,7 @@ class PatchRow(_Record):
         return self.certified and self.defended == self.label
 
 
-class PatchSettings(_Record):
+class PatchSettings(Record):
     patch: str = Field(description="as it was asked for: a share of the area, or pixels")
     height: int = Field(description="of the patch, in pixels of the images as the model sees them")
     width: int
@@ -44,7 +38,7 @@ class PatchSettings(_Record):
     command: str
 
 
-class PatchSummary(_Record):
+class PatchSummary(Record):
     """One run. Rates are of all images; a wrong class counts as not certified."""
 
     schema_version: Literal[1] = 1
@@ -62,10 +56,6 @@ class PatchSummary(_Record):
     rows: list[PatchRow]
     machine: str
     versions: dict[str, str]
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, in one step: a reader never sees half a file."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     def text(self) -> str:
         """The run in a few lines of plain text for a terminal."""

@@ -8,17 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from robust.places import write_text
-from robust.summary import DataRecord, ModelRecord, Rate
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from robust.summary import DataRecord, ModelRecord, Rate, Record
 
 
-class Row(_Record):
+class Row(Record):
     """One image under one method."""
 
     image: int
@@ -35,12 +30,12 @@ class Row(_Record):
         return self.radius if self.prediction == self.label else 0.0
 
 
-class Point(_Record):
+class Point(Record):
     radius: float
     certified: Rate = Field(description="images whose true class is certified at this radius or a larger one")
 
 
-class MethodResult(_Record):
+class MethodResult(Record):
     """What one method certified, and what it cost."""
 
     method: Literal["anytime", "cohen"]
@@ -53,12 +48,12 @@ class MethodResult(_Record):
     rows: list[Row]
 
 
-class AttackPoint(_Record):
+class AttackPoint(Record):
     radius: float
     standing: Rate = Field(description="images at which no attack of this size was confirmed: an upper bound")
 
 
-class AttackResult(_Record):
+class AttackResult(Record):
     """Attacks on the same smoothed classifier; 0 stands for the images themselves."""
 
     steps: int
@@ -66,7 +61,7 @@ class AttackResult(_Record):
     seconds: float
 
 
-class CertifySettings(_Record):
+class CertifySettings(Record):
     sigma: float
     alpha: float = Field(description="chance of a false certificate, for each image and method")
     radii: list[float]
@@ -79,7 +74,7 @@ class CertifySettings(_Record):
     command: str
 
 
-class CertifySummary(_Record):
+class CertifySummary(Record):
     """One run: the content of `certify.json`. The first method is the one that was asked for."""
 
     schema_version: Literal[1] = 1
@@ -93,10 +88,6 @@ class CertifySummary(_Record):
     warnings: list[str]
     machine: str
     versions: dict[str, str]
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, in one step: a reader never sees half a file."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> CertifySummary:
