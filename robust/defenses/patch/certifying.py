@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -134,18 +134,19 @@ def _run(job: _Job, batch: int) -> None:
     open_ = [image for image in range(count) if image not in job.journal.rows(_KIND)]
     job.progress.stage(f"{_KIND} certificates", count)
     job.progress.advance(count - len(open_))
-    _refuse_contradictions(job)
+    _refuse_contradictions(job.journal.rows(_KIND))
     for ids in batches(open_, min(batch, 32)):
         start = time.perf_counter()
         found = _rows(job, ids)
         seconds = (time.perf_counter() - start) / len(ids)
-        for row in found:
-            job.journal.add(_KIND, row.pop("image"), **row, seconds=seconds)
-        _refuse_contradictions(job)
+        for image, row in found.items():
+            job.journal.add(_KIND, image, **row, seconds=seconds)
+        _refuse_contradictions(found)
         job.progress.advance(len(ids))
 
 
-def _rows(job: _Job, ids: list[int]) -> list[dict[str, Any]]:
+def _rows(job: _Job, ids: list[int]) -> dict[int, dict[str, Any]]:
+    """What the journal is to hold of each image."""
     images, labels = job.data.batch(ids).to(job.device), job.data.labels[ids].to(job.device)
     with evaluating(job.network), torch.no_grad():
         plain = job.network(images).argmax(1).tolist()
@@ -155,13 +156,13 @@ def _rows(job: _Job, ids: list[int]) -> list[dict[str, Any]]:
         points = cleansing_attack(job.attacked, images, labels, seed=job.seed)
         fell = (job.attacked.predict(points).predicted != labels.cpu()).tolist()
     told = (part.tolist() for part in (found.predicted, found.certified, found.passes))
-    columns = (ids, labels.tolist(), plain, *told, fell)
-    names = ("image", "label", "plain", "defended", "certified", "passes", "fell")
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    names = ("label", "plain", "defended", "certified", "passes", "fell")
+    columns = zip(labels.tolist(), plain, *told, fell, strict=True)
+    return {image: dict(zip(names, row, strict=True)) for image, row in zip(ids, columns, strict=True)}
 
 
-def _refuse_contradictions(job: _Job) -> None:
-    for image, row in job.journal.rows(_KIND).items():
+def _refuse_contradictions(rows: Mapping[int, Mapping[str, Any]]) -> None:
+    for image, row in rows.items():
         if row["certified"] and row["defended"] == row["label"] and row["fell"]:
             raise CertificateBroken(
                 f"image {image} is certified against every patch of this size but one turned it: the model is not "
