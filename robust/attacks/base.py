@@ -36,7 +36,7 @@ class Goal:
         reached = prediction != self.labels if self.targets is None else prediction == self.targets
         return reached & ~logits.isnan().any(1)
 
-    def __getitem__(self, index: Tensor) -> Goal:
+    def __getitem__(self, index: Tensor | slice) -> Goal:
         return Goal(self.labels[index], None if self.targets is None else self.targets[index])
 
 

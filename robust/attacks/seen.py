@@ -106,10 +106,10 @@ class Seen:
             logits = exact(self.model)(points[rows])
             self._note(index[rows], points[rows], logits, self.goal[index[rows]].met(logits))
 
-    def _passes(self, index: Tensor) -> list[Tensor]:
+    def _passes(self, index: Tensor) -> list[slice]:
         """The rows of each pass: no pass holds more than the caller's batch, however many runs each image has."""
-        rows, size = torch.arange(len(index), device=index.device), max(len(self.images), _FEWEST)
-        return [rows[at : at + size] for at in range(0, len(rows), size)]
+        size = max(len(self.images), _FEWEST)
+        return [slice(at, at + size) for at in range(0, len(index), size)]
 
     def margin_at_best(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The margin at the best points, (n,), and its gradient; nothing is noted."""
