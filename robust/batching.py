@@ -12,11 +12,11 @@ from robust.models import evaluating
 # Tensors of 32 MiB and more are mapped and unmapped on every use by glibc: batches that stay below run up to twice as
 # fast.
 _CPU_BYTES = 30 * 2**20
-_LARGEST_BATCH = 256
+_LARGEST_BATCH = 512
 
 
 def comfortable_batch(model: nn.Module, image: Tensor) -> int:
-    """A batch size, 4 to 256, at which no activation exceeds 30 MiB on a CPU or 480 MiB on another device.
+    """A batch size, 4 to 512, at which no activation exceeds 30 MiB on a CPU or 480 MiB on another device.
 
     ``image`` is one image (1, C, H, W) on the model's device. Modules that cannot be watched (TorchScript) count with
     their input and output alone.
