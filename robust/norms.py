@@ -126,18 +126,23 @@ class L1(Norm):
 
         Source: Croce and Hein, "Mind the box", ICML 2021, section 2.
         """
-        x, u = images.flatten(1), (points - images).flatten(1)
-        room = torch.where(u >= 0, 1 - x, x).clamp_min(0)
-        size = u.abs()
-        radius = _as_column(eps, x)
-        inside = torch.minimum(size, room).sum(1, keepdim=True) <= radius
-        threshold = torch.where(inside, torch.zeros_like(radius), _threshold(size, room, radius))
-        moved = torch.minimum((size - threshold).clamp_min(0), room)
-        # Rounding of the threshold must not push the sum over the radius.
-        moved = moved * torch.where(
-            inside, torch.ones_like(radius), radius / moved.sum(1, keepdim=True).clamp_min(_TINY)
-        ).clamp_max(1)
-        return torch.where(inside, points.flatten(1), x + u.sign() * moved).clamp(0, 1).view_as(images)
+        x, moved = images.flatten(1), points.flatten(1)
+        delta, radius = moved - x, _as_column(eps, x)
+        moved = moved.clamp(0, 1)
+        rows, columns = (delta != 0).nonzero(as_tuple=True)
+        if 4 * len(rows) >= delta.numel():
+            return _nearest(x, delta, moved, radius).view_as(images)
+        # Few values differ, as is usual in l1: those alone, side by side.
+        counts = rows.bincount(minlength=len(x))
+        places = torch.arange(len(rows), device=x.device) - (counts.cumsum(0) - counts)[rows]
+
+        def few(values: Tensor) -> Tensor:
+            side = values.new_zeros(len(values), _most(counts))
+            side[rows, places] = values[rows, columns]
+            return side
+
+        moved[rows, columns] = _nearest(few(x), few(delta), few(moved), radius)[rows, places]
+        return moved.view_as(images)
 
     def random(self, images: Tensor, eps: float | Tensor, seeds: Tensor, stream: int) -> Tensor:
         """Uniform in the ball (normalized exponentials with random signs), then projected into the box."""
@@ -152,12 +157,21 @@ class L1(Norm):
     def steepest(self, gradient: Tensor, points: Tensor, size: float | Tensor) -> Tensor:
         """The exact maximizer of the linear function in ball and box: the largest gradients filled to the box first."""
         g, x = gradient.nan_to_num().flatten(1), points.flatten(1)
-        room = torch.where(g >= 0, 1 - x, x).clamp_min(0) * (g != 0)
-        order = g.abs().argsort(dim=1, descending=True)
-        sorted_room = room.gather(1, order)
-        left = _as_column(size, x) - (sorted_room.cumsum(1) - sorted_room)
-        moved = torch.zeros_like(x).scatter(1, order, torch.minimum(sorted_room, left.clamp_min(0)))
-        return (x + g.sign() * moved).view_as(points)
+        length = _as_column(size, x)
+        count = 2 * _most(length.clamp_max(x.shape[1]).ceil()) + 32
+        while True:
+            # As many of the largest gradients as it takes to use the size up.
+            count = x.shape[1] if 2 * count > x.shape[1] else count
+            height, order = g.abs().topk(count, dim=1)
+            slope = g.gather(1, order)
+            before = x.gather(1, order)
+            room = torch.where(slope >= 0, 1 - before, before).clamp_min(0) * (height > 0)
+            if count == x.shape[1] or bool(((room.sum(1, keepdim=True) >= length) | (height[:, -1:] == 0)).all()):
+                break
+            count *= 4
+        left = length - (room.cumsum(1) - room)
+        moved = before + slope.sign() * torch.minimum(room, left.clamp_min(0))
+        return x.scatter(1, order, moved).view_as(points)
 
 
 class L0(Norm):
@@ -192,9 +206,36 @@ class L0(Norm):
 
 
 def _largest(values: Tensor, count: Tensor) -> Tensor:
-    """Marks the ``count`` largest of each row; count (N, 1) is rounded down."""
-    rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank < count.floor()
+    """Marks the ``count`` largest of each row, of equal ones the first; count (N, 1) is rounded down."""
+    count = count.nan_to_num(0.0).clamp(0, values.shape[1]).floor().long()
+    most = _most(count)
+    if most == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    least = values.topk(most, dim=1).values.gather(1, (count - 1).clamp_min(0))
+    marked = (values >= least) & (count > 0)
+    if bool((marked.sum(1, keepdim=True) == count).all()):
+        return marked
+    above = values > least
+    tied = marked & ~above
+    return (above & marked) | (tied & (tied.cumsum(1) <= count - above.sum(1, keepdim=True)))
+
+
+def _most(counts: Tensor) -> int:
+    return int(counts.nan_to_num().max()) if len(counts) else 0
+
+
+def _nearest(x: Tensor, delta: Tensor, moved: Tensor, radius: Tensor) -> Tensor:
+    """The nearest points of ball and box to ``x + delta``, all (N, D), radius (N, 1); ``moved``: of the box alone."""
+    room = torch.where(delta >= 0, 1 - x, x).clamp_min(0)
+    size = delta.abs()
+    outside = ~(torch.minimum(size, room).sum(1) <= radius.squeeze(1))
+    if not bool(outside.any()):
+        return moved
+    x, size, room, radius, sign = x[outside], size[outside], room[outside], radius[outside], delta[outside].sign()
+    length = torch.minimum((size - _threshold(size, room, radius)).clamp_min(0), room)
+    # Rounding of the threshold must not push the sum over the radius.
+    length = length * (radius / length.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1)
+    return moved.index_copy(0, outside.nonzero().squeeze(1), (x + sign * length).clamp(0, 1))
 
 
 def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
@@ -202,11 +243,11 @@ def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
 
     The sum falls with t, linearly between breakpoints, so Newton's steps end on the exact t once they reach its piece;
     where one would leave the interval known to hold t, the interval is halved instead. Sorting the breakpoints takes
-    many times as long.
+    many times as long. Once no step moves more than double precision can tell apart, t is found.
     """
     size, room, target = size.double(), room.double(), radius.double()
     low, high = torch.zeros_like(target), size.amax(1, keepdim=True)
-    at = low
+    at, near = low, 1e-14 * high.clamp_max(1)
     for _ in range(_NEWTON):
         left = size - at
         excess = left.clamp_min(0).minimum(room).sum(1, keepdim=True) - target
@@ -214,7 +255,9 @@ def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         low, high = torch.where(excess >= 0, at, low), torch.where(excess <= 0, at, high)
         step = at + excess / slope.clamp_min(1)
         usable = (step >= low) & (step <= high) & (slope > 0)
-        at = torch.where(excess == 0, at, torch.where(usable, step, (low + high) / 2))
+        previous, at = at, torch.where(excess == 0, at, torch.where(usable, step, (low + high) / 2))
+        if bool(((at - previous).abs() <= near).all()):
+            break
     return at.to(radius.dtype)
 
 

@@ -74,7 +74,7 @@ def _thin(seen: Seen, phase: Phase, run: Run) -> None:
         wanted = (points + size * mean / (scale + 1e-8)).clamp(0, 1)
         matters = ((wanted - images).abs() * scale).flatten(1)
         count = most * (eps / most).pow(min(1.0, part / _THINNED))
-        points, few = (_keep(wanted, images, matters, number) for number in (count, eps))
+        points, few = _keep(wanted, images, matters, count, eps)
         seen.look(index, few)
     seen.look(index, points)
 
@@ -83,11 +83,18 @@ _MEAN, _SQUARE = 0.9, 0.999  # Adam's decay rates
 _THINNED = 0.8  # the share of a run after which eps values are left
 
 
-def _keep(points: Tensor, images: Tensor, matters: Tensor, count: Tensor) -> Tensor:
-    """The ``count`` (n,) changes of an image that matter most, (n, D), and the image's own values elsewhere."""
-    rank = matters.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    kept = (rank < count.floor()[:, None]).view_as(points)
-    return torch.where(kept, points, images)
+def _keep(points: Tensor, images: Tensor, matters: Tensor, *counts: Tensor) -> list[Tensor]:
+    """For each of ``counts`` (n,): as many changes of each image, those that matter most, (n, D), and its own values
+    elsewhere."""
+    before, after = images.flatten(1), points.flatten(1)
+    order = matters.topk(max(int(count.max()) for count in counts), dim=1).indices
+    moved = after.gather(1, order)
+    places = torch.arange(order.shape[1], device=order.device)
+    rest = before.gather(1, order)
+    return [
+        before.scatter(1, order, torch.where(places < count.floor()[:, None], moved, rest)).view_as(points)
+        for count in counts
+    ]
 
 
 def _scaled(gradient: Tensor) -> Tensor:
