@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust import load_data, load_model
 from robust.attacks import APGD, Auto
 from robust.attacks.base import Goal
-from robust.attacks.seen import Seen
+from robust.attacks.seen import Phase, Seen, cascade
 from robust.errors import InputError
 from robust.threats import NORMS
 
@@ -81,6 +81,30 @@ def test_no_pass_is_larger_than_the_callers_batch() -> None:
     Auto(0.01)(model, images, torch.zeros(20, dtype=torch.long))
     assert model.backward_images == 20 * (10 + 20 + 60 + 9 * (30 + 100) + 3)
     assert max(len(batch) for batch in model.seen) == 20
+
+
+def test_how_near_a_class_comes_outside_the_ball_does_not_count() -> None:
+    model, images, labels = TinyNet().eval(), torch.rand(4, 3, 6, 6), torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        seen = Seen(model, NORMS["l1"], images, Goal(labels), torch.full((4,), 0.5), model(images))
+        before = seen.lead.clone()
+        seen.look(torch.arange(4), torch.rand(4, 3, 6, 6))
+        assert torch.equal(seen.lead, before)
+        points = images.clone()
+        points[:, 0, 0, 0] = 0.5
+        seen.look(torch.arange(4), points)
+    assert (seen.lead > before).any()
+
+
+def test_a_class_that_stays_far_costs_no_run_but_the_nearest_always_has_one() -> None:
+    """Nothing has closed any gap yet, and class 1 is the nearer one."""
+    model = Recording(Near([0.0, 0.0, -1.0], [0.0, 1.0, 1.5]))
+    images, labels = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
+    with torch.no_grad():
+        seen = Seen(model, NORMS["l1"], images, Goal(labels), torch.full((2,), 0.1), model(images))
+        runs: list[Tensor] = []
+        cascade(seen, [Phase(5, 2, gap=0.5)], lambda seen, phase, run: runs.append(run.aim.targets), lambda *_: images)
+    assert torch.equal(torch.cat(runs), torch.tensor([1, 1]))
 
 
 def test_a_point_without_numbers_hides_nothing_that_others_of_its_image_show() -> None:

@@ -634,7 +634,10 @@ class Seen(nn.Module):
         return self.sign * self.model(images)
 
 
-@pytest.mark.parametrize("attack", [PGD(0.001, steps=7), Auto(0.001)], ids=lambda attack: attack.name)
+@pytest.mark.parametrize(
+    "attack", [PGD(0.001, steps=7), Auto(0.001), Auto(0.02, norm="l1"), Auto(1, norm="l0")],
+    ids=lambda attack: f"{attack.name}-{attack.norm}",
+)  # fmt: skip
 def test_an_image_never_leaves_on_the_copys_word(attack: Attack, images: Tensor) -> None:
     model = TinyNet().eval()
     labels = model(images).argmax(1)

@@ -150,6 +150,12 @@ class TestNearest:
         projected = NORMS["l2"].project(point, image, 0.5)
         torch.testing.assert_close(projected, torch.tensor([[1.0, 0.9]]))
 
+    def test_no_images_at_all(self) -> None:
+        none = torch.empty(0, 3, 2, 2)
+        for name in ("l1", "l0"):
+            assert NORMS[name].project(none, none, torch.empty(0)).shape == none.shape
+            assert NORMS[name].steepest(none, none, torch.empty(0)).shape == none.shape
+
     def test_l1_agrees_with_a_general_solver(self) -> None:
         rng = np.random.default_rng(0)
         for _ in range(5):
@@ -167,6 +173,23 @@ class TestNearest:
             found = NORMS["l1"].project(torch.tensor(point)[None], torch.tensor(image)[None], eps)[0].numpy()
             np.testing.assert_allclose(found, image + solution.x[:5] - solution.x[5:], atol=1e-5)
 
+    @pytest.mark.parametrize("changed", [0, 1, 30, 200])
+    def test_l1_is_the_same_however_many_values_differ(self, changed: int) -> None:
+        """Few differing values are projected apart from the rest: as each image alone, with nothing else around."""
+        generator = torch.Generator().manual_seed(changed)
+        images = torch.rand(4, 200, generator=generator, dtype=torch.float64)
+        places = torch.stack([torch.randperm(200, generator=generator)[:changed] for _ in images])
+        shift = torch.randn(4, 200, generator=generator, dtype=torch.float64) * torch.tensor([[0.01], [1], [1], [9]])
+        points = images + torch.zeros_like(images).scatter(1, places, shift)
+        eps = torch.tensor([0.5, 0.0, 1.0, 7.0], dtype=torch.float64)
+        projected = NORMS["l1"].project(points, images, eps)
+        alone = [
+            NORMS["l1"].project(points[i, place][None], images[i, place][None], eps[i])
+            for i, place in enumerate(places)
+        ]
+        assert torch.equal(projected.scatter(1, places, 0), images.scatter(1, places, 0))
+        torch.testing.assert_close(projected.gather(1, places), torch.cat(alone), rtol=0, atol=1e-12)
+
     def test_l0_keeps_the_largest_changes(self) -> None:
         image = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
         point = torch.tensor([[0.6, 0.1, 5.0, 0.4]])  # the third is worth 0.5 inside the box
@@ -176,6 +199,19 @@ class TestNearest:
         images = torch.full((2, 10), 0.5)
         projected = NORMS["l0"].project(images + 0.25, images, torch.tensor([3.0, 0.0]))
         assert (projected != images).sum(1).tolist() == [3, 0]
+
+    def test_l0_takes_the_first_of_equal_changes_whoever_else_is_there(self) -> None:
+        images = torch.full((3, 40), 0.5)
+        points = images + 0.25 * torch.tensor([[1.0] * 40, [0.0, 2.0] * 20, [0.0] * 30 + [1.0] * 10])
+        eps = torch.tensor([3.0, 2.0, 40.0])
+        projected = NORMS["l0"].project(points, images, eps)
+        assert [row.nonzero().squeeze(1).tolist() for row in projected != images] == [
+            [0, 1, 2],
+            [1, 3],
+            [*range(30, 40)],
+        ]
+        alone = [NORMS["l0"].project(points[i, None], images[i, None], float(eps[i])) for i in range(3)]
+        assert torch.equal(projected, torch.cat(alone))
 
 
 @pytest.mark.parametrize("name", ALL_NORMS)
@@ -272,6 +308,18 @@ class TestSpread:
 
 
 class TestSteepest:
+    @pytest.mark.parametrize("name", ["l1", "l0"])
+    @pytest.mark.parametrize("size", [1.0, 40.0, 1000.0])
+    def test_values_at_the_end_of_the_box_use_nothing_up(self, name: str, size: float) -> None:
+        """More of them than are looked at first, and all with larger gradients than the values that can move."""
+        points, gradient = torch.ones(2, 600), torch.linspace(2, 1, 600).repeat(2, 1)
+        points[:, 300:] = 0.25
+        sizes = torch.tensor([size, size / 4])
+        moved = NORMS[name].steepest(gradient, points, sizes) - points
+        wanted = sizes if name == "l1" else sizes.floor() * 0.75
+        torch.testing.assert_close(moved.sum(1), wanted.clamp_max(300 * 0.75))
+        assert not moved[:, :300].any()
+
     @fast
     @given(problem=problems())
     def test_linf_and_l2_maximize_over_the_ball(self, problem: tuple[Tensor, Tensor, Tensor]) -> None:

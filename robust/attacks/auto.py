@@ -54,9 +54,9 @@ class Auto(Attack):
         logits = exact(model)(images)
         check_classes(logits, goal)
         if self.norm == "l1":
-            return auto_l1.search(exact(model), images, goal, eps, logits, self.effort)
+            return auto_l1.search(model, images, goal, eps, logits, self.effort)
         if self.norm == "l0":
-            return auto_l0.search(exact(model), images, goal, eps, logits, self.effort)
+            return auto_l0.search(model, images, goal, eps, logits, self.effort)
         if self.norm == "patch":
             return auto_patch.search(model, images, goal, eps, logits, self.effort)
         return auto_dense.search(model, self.geometry, images, goal, eps, seeds, logits, self.effort)

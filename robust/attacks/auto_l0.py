@@ -12,8 +12,20 @@ from robust.threats import NORMS, per_image
 # A widest of 1 stands for runs that swap values; runs that start wider thin out.
 EFFORT: dict[str, tuple[Phase, ...]] = {
     "quick": (Phase(20), Phase(20, 2)),
-    "standard": (Phase(20), Phase(20, 4), Phase(60, 0, 100), Phase(60, 3, 100), Phase(60, 6, within=0.5)),
-    "exhaustive": (Phase(20), Phase(40, 9), Phase(100, 0, 100), Phase(160, 9, 100), Phase(160, 9, within=1)),
+    "standard": (
+        Phase(20),
+        Phase(20, 4, gap=0.8),
+        Phase(60, 0, 100),
+        Phase(60, 4, 100, gap=0.6),
+        Phase(80, 9, within=1, gap=0.5, exact=True),
+    ),
+    "exhaustive": (
+        Phase(20),
+        Phase(40, 9),
+        Phase(100, 0, 100),
+        Phase(160, 9, 100),
+        Phase(160, 9, within=1, exact=True),
+    ),
 }
 
 
@@ -75,7 +87,7 @@ def _thin(seen: Seen, phase: Phase, run: Run) -> None:
         matters = ((wanted - images).abs() * scale).flatten(1)
         count = most * (eps / most).pow(min(1.0, part / _THINNED))
         points, few = _keep(wanted, images, matters, count, eps)
-        seen.look(index, few)
+        seen.look(index, few, seen.model)
     seen.look(index, points)
 
 

@@ -16,10 +16,17 @@ EFFORT: dict[str, tuple[Phase, ...]] = {
         Phase(20),
         Phase(50, 3, 3),
         Phase(60, 0, 100),
-        Phase(60, 3, 100, within=0.5),
-        Phase(80, 6, 3, within=0.1),
+        Phase(60, 9, 100, within=0.5, gap=0.7),
+        Phase(60, 9, 3, within=0.15, gap=0.5, exact=True),
+        Phase(120, 9, 3, within=0.05, gap=0.4, exact=True),
     ),
-    "exhaustive": (Phase(20), Phase(60, 9, 3), Phase(60, 0, 100), Phase(60, 9, 100), Phase(160, 9, 3, within=0.2)),
+    "exhaustive": (
+        Phase(20),
+        Phase(60, 9, 3),
+        Phase(60, 0, 100),
+        Phase(60, 9, 100),
+        Phase(160, 9, 3, within=0.2, exact=True),
+    ),
 }
 
 

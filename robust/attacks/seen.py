@@ -52,8 +52,9 @@ class Seen:
     """Best points so far, which images still stand, and how near each class came.
 
     ``best`` (N, C, H, W): inside ball and box, the point that fools the model, else that of highest margin;
-    ``unsolved`` (N,) bool; ``lead`` (N, K): the highest z_t - z_y of each class at any point visited, in the ball or
-    not. Runs may leave the ball on their way, where ``strays`` says so; what they find counts only inside.
+    ``unsolved`` (N,) bool; ``lead`` (N, K): the highest z_t - z_y of each class at any point visited. Runs may leave
+    the ball on their way, where ``strays`` says so; what they find counts only inside, and how near a class came too:
+    far outside, every class comes near.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Seen:
         self.lead = torch.full_like(logits, -torch.inf)
         self.first_lead = _lead(logits, goal)
         self.unsolved = eps > 0
-        self._note(torch.arange(len(images), device=images.device), images, logits, goal.met(logits))
+        self._note(torch.arange(len(images), device=images.device), images, logits, exact(model))
 
     def standing(self) -> Tensor:
         """Positions of the images that nothing has broken."""
@@ -97,14 +98,14 @@ class Seen:
 
     def _slope(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
         values, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
-        self._note(index, points, logits, fooled(self.model, points, self.goal[index], logits))
+        self._note(index, points, logits, self.model)
         return values, gradient.nan_to_num()
 
-    def look(self, index: Tensor, points: Tensor) -> None:
-        """A forward pass alone."""
+    def look(self, index: Tensor, points: Tensor, model: Model | None = None) -> None:
+        """A forward pass alone, of the model that decides or of the one given."""
+        model = exact(self.model) if model is None else model
         for rows in self._passes(index):
-            logits = exact(self.model)(points[rows])
-            self._note(index[rows], points[rows], logits, self.goal[index[rows]].met(logits))
+            self._note(index[rows], points[rows], model(points[rows]), model)
 
     def _passes(self, index: Tensor) -> list[slice]:
         """The rows of each pass: no pass holds more than the caller's batch, however many runs each image has."""
@@ -116,16 +117,20 @@ class Seen:
         values, _, gradient = loss_and_gradient(exact(self.model), self.best[index], self.goal[index], margin)
         return values, gradient.nan_to_num()
 
-    def _note(self, index: Tensor, points: Tensor, logits: Tensor, solved: Tensor) -> None:
+    def _note(self, index: Tensor, points: Tensor, logits: Tensor, model: Model) -> None:
+        """``logits`` are the model's at the points; what a fast copy says it broke is run again."""
         goal = self.goal[index]
         # Of several rows of an image, one whose logits are no numbers must not hide what the others show.
         lead = _lead(logits, goal).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-        self.lead.scatter_reduce_(0, index[:, None].expand_as(lead), lead, "amax")
         values = margin(logits, goal).nan_to_num(-torch.inf, torch.inf, -torch.inf)
         if self.strays:
             inside = self.geometry.contains(points, self.images[index], self.eps[index])
-            solved = solved & inside
             values = values.masked_fill(~inside, -torch.inf)
+            lead = lead.masked_fill(~inside[:, None], -torch.inf)
+            # Nothing is confirmed that would not count.
+            logits = logits.masked_fill(~inside[:, None], torch.nan)
+        self.lead.scatter_reduce_(0, index[:, None].expand_as(lead), lead, "amax")
+        solved = fooled(model, points, goal, logits)
         values = values.masked_fill(solved, torch.inf)
         highest = torch.full_like(self.best_margin, -torch.inf).scatter_reduce_(0, index, values, "amax")
         better = ((values > self.best_margin[index]) & (values == highest[index])).nonzero().squeeze(1)
@@ -170,20 +175,18 @@ def _runs(seen: Seen, phase: Phase, index: Tensor, stream: int) -> Iterator[Run]
     # Few images: all their runs side by side, since a step on few images costs almost what it does on many.
     parts = [ranked] if math.isfinite(phase.within) else [ranked[:, rank, None] for rank in range(ranked.shape[1])]
     for number, part in enumerate(parts):
-        chosen = seen.unsolved[index][:, None] & _promising(seen, phase, index, part)
+        chosen = seen.unsolved[index][:, None] & _promising(seen, phase, index, part, ranked[:, :1])
         rows = index[:, None].expand_as(part)[chosen]
         if len(rows):
             turn = torch.arange(part.shape[1], device=rows.device).expand_as(part)[chosen]
             yield Run(rows, Goal(seen.goal.labels[rows], part[chosen]), loss, turn, stream + number)
 
 
-def _promising(seen: Seen, phase: Phase, index: Tensor, classes: Tensor) -> Tensor:
-    """Which of the classes to aim at, (n, k) with the nearest first, are worth a run."""
+def _promising(seen: Seen, phase: Phase, index: Tensor, classes: Tensor, nearest: Tensor) -> Tensor:
+    """Which of the classes to aim at, (n, k), are worth a run; ``nearest`` (n, 1) always is."""
     if not math.isfinite(phase.gap) or seen.goal.targets is not None:
         return torch.ones_like(classes, dtype=torch.bool)
-    worth = seen.open_gap(index, classes) <= phase.gap
-    worth[:, 0] = True
-    return worth
+    return (seen.open_gap(index, classes) <= phase.gap) | (classes == nearest)
 
 
 def _lead(logits: Tensor, goal: Goal) -> Tensor:
