@@ -85,6 +85,23 @@ class TestDecisionAttacks:
             assert (found[2] <= found[1]).all()
             assert (found[2] < found[0]).all()
 
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_a_rival_of_the_start_takes_over_where_it_is_nearer(self, norm: str) -> None:
+        """From one value at its end, whose way back is fooled nowhere, to an image that is brighter all over."""
+
+        def model(points: Tensor) -> Tensor:
+            flat = points.flatten(1)
+            other = (flat[:, 0] > 0.99) | (flat.mean(1) > 0.52)
+            return torch.stack([~other, other], 1).to(points)
+
+        images, labels = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+        start = images[:1].clone()
+        start[0, 0, 0, 0] = 1
+        alone = HopSkipJump(norm=norm, queries=20, rivals=0, starts=start).smallest(model, images, labels)[1]
+        among = HopSkipJump(norm=norm, queries=20, rivals=18, starts=start).smallest(model, images, labels)[1]
+        assert (alone > 0.48).all()
+        assert (among <= 0.36).all()
+
     def test_an_image_fooled_already_is_at_distance_0_and_one_never_fooled_at_none(self) -> None:
         model, images, labels = halves(36)
         labels[1] = 1
@@ -113,7 +130,8 @@ class TestDecisionAttacks:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"samples": 0}, "samples must be at least 1, not 0"),
+            ({"samples": 0}, "samples must be at least 1 and rivals at least 0, not 0 and 18"),
+            ({"rivals": -1}, "rivals at least 0, not 50 and -1"),
             ({"starts": "x.png"}, "starts must be a tensor"),
             ({"starts": torch.zeros(0, 1, 6, 6)}, "at least one image"),
             ({"starts": torch.zeros(2, 3, 6, 6)}, "are not like the images"),
