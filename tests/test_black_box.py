@@ -79,7 +79,9 @@ class TestDecisionAttacks:
 
     def test_more_queries_bring_it_nearer(self) -> None:
         model, images, labels = halves(108)
-        for make in (lambda n: HopSkipJump(norm="l2", queries=n), lambda n: RayS(queries=n)):
+        for make in (
+            lambda n: HopSkipJump(norm="l2", queries=n), lambda n: HopSkipJump(queries=n), lambda n: RayS(queries=n)
+        ):  # fmt: skip
             found = [make(queries).smallest(model, images, labels)[1] for queries in (60, 200, 800)]
             assert (found[1] <= found[0]).all()
             assert (found[2] <= found[1]).all()

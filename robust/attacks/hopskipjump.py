@@ -21,6 +21,8 @@ _RADIUS = 0.1
 _NEARER = 0.7
 # The most times that a step is halved until it ends on the adversarial side.
 _HALVINGS = 20
+# More starts than anyone tries.
+_MOST_STARTS = 2**40
 # Points of one image that are asked about together.
 _TOGETHER = 10
 
@@ -90,8 +92,8 @@ class _Path:
         self.linf, self.values = book.geometry.name == "linf", book.images[0].numel()
         self.points = book.images.clone()
         self.begun = torch.zeros_like(book.spent, dtype=torch.bool)
-        # Every start has a stream of random numbers, and no image tries more of them than the limit.
-        self.streams = book.limit
+        # Every start has a stream of random numbers, too; the limit must not decide which.
+        self.streams = _MOST_STARTS
 
     @property
     def live(self) -> Tensor:
