@@ -47,7 +47,7 @@ _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
     "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
-    "l0": "fmn(steps=300)",
+    "l0": "sigma-zero(steps=300)",
     "patch": "pgd(steps=100, restarts=5, loss='margin')",
 }
 # The same where there are no gradients: more queries.
