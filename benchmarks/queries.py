@@ -15,6 +15,7 @@ as there are queries; with `--iterations` it is also run with as many iterations
 off its queries. Distances are the nearest adversarial point's, inf where there is none.
 `simba`: the same for ART's SimBA (l2; waves). Ours keeps inside eps; ART's does not, and each of its queries counts as
 a success that happens to be inside.
+`sparse`: Sparse-RS and SimBA in l0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from minimum_norm import classified_right
 from torch import Tensor, nn
 
 from robust import load_model
-from robust.attacks import HopSkipJump, RayS, SimBA, Square
+from robust.attacks import HopSkipJump, RayS, SimBA, SparseRS, Square
 from robust.attacks.queries import DecisionAttack
 from robust.counting import CountedModel
 from robust.silence import quiet
@@ -202,7 +203,23 @@ def simba(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel,
         row("ART SimBA dct", budget, inside, seconds)
 
 
-PARTS: dict[str, Callable[..., None]] = {"square": square, "decision": decision, "simba": simba}
+def sparse(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, budgets: list[int], seed: int
+) -> None:
+    """In l0, one run for each budget: Sparse-RS follows a schedule."""
+    print(f"{'l0':<22}{'queries':>9}{'inside':>9}{'success':>9}{'seconds':>18}", flush=True)
+    for kind in (SparseRS, SimBA):
+        for budget in budgets:
+            start = time.perf_counter()
+            points = kind(threat.eps, norm="l0", queries=budget, seed=seed)(model, images, labels)
+            count, seconds = int(broken(model, images, points, labels, threat, 256).sum()), time.perf_counter() - start
+            print(
+                f"robust {kind.__name__:<15}{budget:>9}{count:>9}{count / len(images):>9.1%}{seconds:>18.1f}",
+                flush=True,
+            )
+
+
+PARTS: dict[str, Callable[..., None]] = {"square": square, "decision": decision, "simba": simba, "sparse": sparse}
 
 
 def main() -> None:

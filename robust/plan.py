@@ -28,7 +28,7 @@ _SCORES = {
     "linf": (_NOISE, "square(queries=2000)", "rays(queries=2000)"),
     "l2": (_NOISE, "square(queries=2000)", "simba(queries=2000)", "hopskipjump(queries=2000)"),
     "l1": (_NOISE, "square(queries=2000)", "simba(queries=2000)"),
-    "l0": (_NOISE, "simba(queries=2000)", "foolbox:PointwiseAttack(queries=2000)"),
+    "l0": (_NOISE, "sparse-rs(queries=2000)", "foolbox:PointwiseAttack(queries=2000)"),
     "patch": (_NOISE, "patch-search(queries=2000)"),
 }
 _LABELS = {
@@ -47,14 +47,14 @@ _CONVERGED = {
     "linf": "apgd-dlr(steps=100)",
     "l2": "apgd-dlr(steps=100)",
     "l1": "apgd-dlr(steps=200)",
-    "l0": "fmn(steps=300)",
+    "l0": "sigma-zero(steps=300)",
     "patch": "pgd(steps=100, restarts=5, loss='margin')",
 }
 # The same where there are no gradients: more queries.
 _LONGER = {
     "scores": {
         "linf": "square(queries=5000)", "l2": "simba(queries=5000)", "l1": "simba(queries=5000)",
-        "l0": "simba(queries=5000)", "patch": "patch-search(queries=5000)",
+        "l0": "sparse-rs(queries=5000)", "patch": "patch-search(queries=5000)",
     },
     "labels": {
         "linf": "rays(queries=5000)", "l2": "hopskipjump(queries=5000)", "l1": "noise(draws=1000)",
@@ -65,7 +65,7 @@ _OVER_DRAWS, _OVER_DRAWS_LONGER = "pgd-eot(steps=30, eot=1)", "pgd-eot(steps=60,
 _TRANSFER = {"linf": "transfer", "l2": "transfer"}
 _QUERIES = {
     "linf": "square(queries=500)", "l2": "square(queries=500)", "l1": "square(queries=500)",
-    "patch": "patch-search(queries=500)",
+    "l0": "sparse-rs(queries=500)", "patch": "patch-search(queries=500)",
 }  # fmt: skip
 SENTINEL_IMAGES = 100
 _ON = " on "

@@ -27,6 +27,7 @@ from robust.attacks import (
     RayS,
     SigmaZero,
     SimBA,
+    SparseRS,
     Square,
     UniformNoise,
 )
@@ -47,6 +48,7 @@ NATIVE = (
     Case("patch-search", PatchSearch, {"queries": 80}, {"queries": 2000}, flat=False),
     Case("simba", SimBA, {"queries": 150}, {"queries": 1000}, flat=False),
     Case("simba-pixel", SimBA, {"queries": 150, "basis": "pixel"}, {"queries": 1000}, flat=False),
+    Case("sparse-rs", SparseRS, {"queries": 150}, {"queries": 1000}),
     Case("hopskipjump", HopSkipJump, {"queries": 200}, {"queries": 1000}),
     Case("rays", RayS, {"queries": 100}, {"queries": 2000}),
     Case("transfer", SelfTransfer, {"steps": 10, "kernel": 1}, flat=False),

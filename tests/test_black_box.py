@@ -14,7 +14,7 @@ from torch import Tensor
 
 import robust
 from robust import plan
-from robust.attacks import HopSkipJump, RayS, SimBA
+from robust.attacks import HopSkipJump, RayS, SimBA, SparseRS
 from robust.attacks.queries import DecisionAttack
 from robust.errors import InputError
 from robust.ledger import Ledger
@@ -79,11 +79,30 @@ class TestDecisionAttacks:
 
     def test_more_queries_bring_it_nearer(self) -> None:
         model, images, labels = halves(108)
-        for make in (lambda n: HopSkipJump(norm="l2", queries=n), lambda n: RayS(queries=n)):
+        for make in (
+            lambda n: HopSkipJump(norm="l2", queries=n), lambda n: HopSkipJump(queries=n), lambda n: RayS(queries=n)
+        ):  # fmt: skip
             found = [make(queries).smallest(model, images, labels)[1] for queries in (60, 200, 800)]
             assert (found[1] <= found[0]).all()
             assert (found[2] <= found[1]).all()
             assert (found[2] < found[0]).all()
+
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_a_rival_of_the_start_takes_over_where_it_is_nearer(self, norm: str) -> None:
+        """From one value at its end, whose way back is fooled nowhere, to an image that is brighter all over."""
+
+        def model(points: Tensor) -> Tensor:
+            flat = points.flatten(1)
+            other = (flat[:, 0] > 0.99) | (flat.mean(1) > 0.52)
+            return torch.stack([~other, other], 1).to(points)
+
+        images, labels = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+        start = images[:1].clone()
+        start[0, 0, 0, 0] = 1
+        alone = HopSkipJump(norm=norm, queries=20, rivals=0, starts=start).smallest(model, images, labels)[1]
+        among = HopSkipJump(norm=norm, queries=20, rivals=18, starts=start).smallest(model, images, labels)[1]
+        assert (alone > 0.42).all()
+        assert (among <= 0.36).all()
 
     def test_an_image_fooled_already_is_at_distance_0_and_one_never_fooled_at_none(self) -> None:
         model, images, labels = halves(36)
@@ -113,7 +132,8 @@ class TestDecisionAttacks:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"samples": 0}, "samples must be at least 1, not 0"),
+            ({"samples": 0}, "samples must be at least 1 and rivals at least 0, not 0 and 18"),
+            ({"rivals": -1}, "rivals at least 0, not 50 and -1"),
             ({"starts": "x.png"}, "starts must be a tensor"),
             ({"starts": torch.zeros(0, 1, 6, 6)}, "at least one image"),
             ({"starts": torch.zeros(2, 3, 6, 6)}, "are not like the images"),
@@ -123,6 +143,36 @@ class TestDecisionAttacks:
         model, images, labels = halves(36)
         with pytest.raises(InputError, match=message):
             HopSkipJump(0.1, **settings)(model, images, labels)  # type: ignore[arg-type]
+
+
+class TestSparseRS:
+    @pytest.mark.parametrize("eps", [1.0, 5.0])
+    def test_ends_at_the_optimum_of_a_linear_model(self, eps: float) -> None:
+        model, images, labels = halves(36)
+        model.bias.data[0] += 100  # out of reach: the whole budget goes into the climb
+        points = SparseRS(eps, queries=2000)(model, images, labels)
+        slope = (model.weights[1] - model.weights[0]).detach()
+        flat = images.flatten(1)
+        best = (slope * (torch.where(slope > 0, 1.0, 0.0) - flat)).sort(1, descending=True).values[:, : int(eps)].sum(1)
+        gain = ((points - images).flatten(1) * slope).sum(1)
+        torch.testing.assert_close(gain, best)
+
+    def test_changes_values_at_an_end_of_the_box_to_the_other(self) -> None:
+        model, _, labels = halves(36)
+        model.bias.data[0] += 100
+        images = (torch.arange(5 * 36).view(5, 1, 6, 6) % 2).double()
+        points = SparseRS(7, queries=50)(model, images, labels)
+        changed = points != images
+        assert (changed.flatten(1).sum(1) == 7).all()
+        assert torch.equal(points[changed], 1 - images[changed])
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [({"exchanged": 0.0}, "share of the values"), ({"loss": "cw"}, "unknown loss"), ({"queries": 1}, "queries")],
+    )
+    def test_settings_out_of_range_are_said(self, settings: dict[str, object], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            SparseRS(5, **settings)  # type: ignore[arg-type]
 
 
 class TestSimBA:

@@ -147,8 +147,10 @@ class TestSmallest:
         model = Recording(net())
         attack.smallest(model, images, predictions(model.inner, images))
         assert model.backward_images == 5 * 100
-        extra = {"l0": 70, "l2": 40 if attack.name == "fmn" else 0}.get(attack.norm, 0)
-        assert model.forward_images == 5 * (112 + extra)
+        if attack.norm == "l0":  # what it takes to drop values depends on the image
+            assert 5 * 101 < model.forward_images <= 5 * 120
+        else:
+            assert model.forward_images == 5 * (112 + 40 * (attack.name == "fmn" and attack.norm == "l2"))
 
 
 @pytest.mark.parametrize("kind", [FMN, DDN, SigmaZero])

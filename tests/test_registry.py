@@ -19,7 +19,7 @@ def test_native_attacks_and_what_they_state():
     listed = {info.name: info for info in native()}
     assert list(listed) == [
         "noise", "fgsm", "pgd", "pgd-eot", "apgd-ce", "apgd-dlr", "apgd-t", "acg", "auto", "square",
-        "patch-search", "simba",
+        "patch-search", "simba", "sparse-rs",
         "hopskipjump", "rays", "transfer", "fab", "fab-t", "fmn",
         "ddn", "sigma-zero", "autoattack", "autoattack-plus", "autoattack-rand",
     ]  # fmt: skip

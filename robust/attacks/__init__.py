@@ -17,6 +17,7 @@ from robust.attacks.pgd_eot import PGDEOT
 from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.simba import SimBA
+from robust.attacks.sparse_rs import SparseRS
 from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 
@@ -37,6 +38,7 @@ __all__ = [
     "RayS",
     "SigmaZero",
     "SimBA",
+    "SparseRS",
     "Square",
     "Transfer",
     "UniformNoise",

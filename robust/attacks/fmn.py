@@ -41,7 +41,8 @@ class FMN(MinimumNorm):
         steps: gradients per image.
         step_size: a factor on the length of all steps, which fall to a hundredth of the first along a cosine.
         gamma: of the first step, falling to a fiftieth of it along a cosine.
-        search: at the end, rounds of bisection of the radius of the ball onto which the point found is projected.
+        search: at the end, rounds of bisection of the radius of the ball onto which the point found is projected; not
+            in l0.
 
     It starts at the image, as published. Unlike the published attack:
         - The first 40 % of the steps in l2 are FAB's, over the hyperplane of the margin and back again: on models whose
@@ -109,8 +110,10 @@ class FMN(MinimumNorm):
             points = self._project(self._moved(points, gradient, radius, *part), images, radius)
         logits = model(points)
         nearest.note(points, goal.met(logits), margin(logits, goal))
-        thin_out(model, goal, nearest, thinning)
-        bisect_radius(model, goal, nearest, self.search)
+        if self.norm == "l0":
+            thin_out(model, goal, nearest, thinning)
+        else:
+            bisect_radius(model, goal, nearest, self.search)
         return nearest
 
     def _cross(self, model: Model, goal: Goal, nearest: Nearest, steps: int) -> None:

@@ -39,6 +39,11 @@ class Nearest:
         self.distance = torch.where(nearer, distance, self.distance)
         self._loss = torch.where(higher, loss, self._loss)
 
+    def replace(self, index: Tensor, points: Tensor) -> None:
+        """Takes ``points``, which fool the model and are nearer, for the images at ``index``."""
+        self.points[index] = points
+        self.distance[index] = self.geometry.length(points - self.images[index])
+
 
 @dataclass(frozen=True)
 class MinimumNorm(Attack):
@@ -99,11 +104,11 @@ def onto_sphere(points: Tensor, images: Tensor, radius: Tensor) -> Tensor:
 def bisect_radius(model: Model, goal: Goal, nearest: Nearest, rounds: int) -> None:
     """Projects the points found onto smaller balls, the smallest that still fools by bisection; forward passes only.
 
-    The radius is looked for between nine tenths of the distance found and all of it; in l0, from 0.
+    The radius is looked for between nine tenths of the distance found and all of it.
     """
     images, geometry, points = nearest.images, nearest.geometry, nearest.points
     high = torch.where(nearest.found, nearest.distance, 0.0)
-    low = 0 * high if geometry.name == "l0" else 0.9 * high
+    low = 0.9 * high
     for _ in range(rounds):
         middle = (low + high) / 2
         trial = geometry.project(points, images, middle)

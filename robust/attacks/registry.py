@@ -73,6 +73,7 @@ _NATIVE = {
     "square": _Native("square", "Square", "random search over squares"),
     "patch-search": _Native("patch_search", "PatchSearch", "random search for a patch: where to put it, what to paint"),
     "simba": _Native("simba", "SimBA", "one wave or value after another, kept where the loss rises"),
+    "sparse-rs": _Native("sparse_rs", "SparseRS", "random search over few values and the ends of their range"),
     "hopskipjump": _Native("hopskipjump", "HopSkipJump", "minimum norm: estimated gradients at the boundary"),
     "rays": _Native("rays", "RayS", "minimum norm: turns the signs of blocks of the shortest ray to another class"),
     "transfer": _Native("transfer", "Transfer", "gradient steps on surrogate models, tried on the model itself"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.base import Goal, Knowledge, Model, loss_and_gradient
 from robust.attacks.losses import margin
-from robust.attacks.minimum import MinimumNorm, Nearest, bisect_radius, cosine
+from robust.attacks.minimum import MinimumNorm, Nearest, cosine
 from robust.attacks.sparse import thin_out
 from robust.errors import InputError
 from robust.threats import per_image
@@ -31,12 +31,10 @@ class SigmaZero(MinimumNorm):
         sigma: how closely the stand-in follows the number of changed values.
         threshold: of the first step.
         threshold_step: how much the threshold changes, in parts of the step size.
-        search: at the end, rounds of bisection of the number of changed values, the largest changes kept.
 
     Steps have size 1 at first and 0.1 at the end, along a cosine. Unlike the published attack: thresholds move three
-    times as fast, which suits a tenth of its 1,000 steps; it can be targeted; the last five gradients are spent on
-    dropping values that are not needed (see :func:`robust.attacks.sparse.thin_out`); and it ends with the bisection,
-    which takes forward passes only.
+    times as fast, which suits a tenth of its 1,000 steps; it can be targeted; and the last five gradients, and about a
+    dozen forward passes, are spent on dropping values that are not needed (:func:`robust.attacks.sparse.thin_out`).
 
     Source: Cina et al., ICLR 2025, algorithm 1.
     """
@@ -47,7 +45,6 @@ class SigmaZero(MinimumNorm):
     sigma: float = 1e-3
     threshold: float = 0.3
     threshold_step: float = 0.03
-    search: int = 10
 
     name: ClassVar[str] = "sigma-zero"
     norms: ClassVar[tuple[str, ...]] = ("l0",)
@@ -55,8 +52,8 @@ class SigmaZero(MinimumNorm):
     source: ClassVar[str] = "Cina et al., ICLR 2025"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.search < 0:
-            raise InputError(f"sigma-zero needs steps >= 1 and search >= 0, not {self.steps} and {self.search}")
+        if self.steps < 1:
+            raise InputError(f"sigma-zero needs steps >= 1, not {self.steps}")
         if not self.sigma > 0 or not 0 <= self.threshold <= 1 or not self.threshold_step >= 0:
             raise InputError(
                 "sigma-zero needs sigma above 0, threshold in [0, 1] and threshold_step >= 0, not "
@@ -86,7 +83,6 @@ class SigmaZero(MinimumNorm):
         logits = model(points)
         nearest.note(points, goal.met(logits), margin(logits, goal))
         thin_out(model, goal, nearest, thinning)
-        bisect_radius(model, goal, nearest, self.search)
         return nearest
 
     def _gradient(self, delta: Tensor, slope: Tensor, fooled: Tensor) -> Tensor:
