@@ -10,10 +10,11 @@ from oracles import Recording, TinyNet
 from torch import Tensor, nn
 
 from robust import load_data, load_model
-from robust.attacks import APGD, Auto
-from robust.attacks.base import Goal
+from robust.attacks import APGD, Auto, auto_dense
+from robust.attacks.base import Goal, linear_distances
 from robust.attacks.seen import Phase, Seen, cascade
 from robust.errors import InputError
+from robust.randomness import image_seeds
 from robust.threats import NORMS
 
 
@@ -48,8 +49,8 @@ def test_an_image_far_from_the_boundary_costs_the_first_two_phases_only() -> Non
     model = Recording(Far())
     images = torch.full((2, 3, 2, 2), 0.9)
     Auto(0.01)(model, images, torch.zeros(2, dtype=torch.long))
-    # 10 steps, 2 targets of 10, and one gradient to see how far the boundary is
-    assert model.backward_images == 2 * (10 + 2 * 10 + 1)
+    # 10 steps, the 3 other classes ranked, 10 towards one of them, and one gradient to see how far the boundary is
+    assert model.backward_images == 2 * (10 + 3 + 10 + 1)
 
 
 class Near(nn.Module):
@@ -71,15 +72,16 @@ def test_the_last_runs_aim_only_at_classes_that_came_near(start: list[float], ne
     model = Recording(Near([0.0, 1.0, 1.0, 1.0], start))
     images = torch.full((1, 3, 2, 2), 0.5)
     Auto(0.01)(model, images, torch.zeros(1, dtype=torch.long))
-    # 10 steps, 2 targets of 10, 3 of 20, then 30 and 100 for each near class; three looks at how far the boundary is
-    assert model.backward_images == 10 + 20 + 60 + near * (30 + 100) + 3
+    # 10 steps, 3 classes ranked, one target of 10, 3 of 20, then 30, ten of 15, and 100 for each near class; four looks
+    # at how far the boundary is
+    assert model.backward_images == 10 + 3 + 10 + 60 + near * (30 + 150 + 100) + 4
 
 
 def test_no_pass_is_larger_than_the_callers_batch() -> None:
     model = Recording(Near([0.0] + [1.0] * 11, [0.0] + [0.121] * 11))
     images = torch.full((20, 3, 2, 2), 0.5)
     Auto(0.01)(model, images, torch.zeros(20, dtype=torch.long))
-    assert model.backward_images == 20 * (10 + 20 + 60 + 9 * (30 + 100) + 3)
+    assert model.backward_images == 20 * (10 + 9 + 10 + 60 + 9 * (30 + 150 + 100) + 4)
     assert max(len(batch) for batch in model.seen) == 20
 
 
@@ -105,6 +107,52 @@ def test_a_class_that_stays_far_costs_no_run_but_the_nearest_always_has_one() ->
         runs: list[Tensor] = []
         cascade(seen, [Phase(5, 2, gap=0.5)], lambda seen, phase, run: runs.append(run.aim.targets), lambda *_: images)
     assert torch.equal(torch.cat(runs), torch.tensor([1, 1]))
+
+
+@pytest.mark.parametrize(("norm", "length"), [("linf", 12.0), ("l2", 12**0.5)])
+def test_linear_distances_are_those_of_a_linear_model(norm: str, length: float) -> None:
+    model = Near([0.0, 1.0, -4.0, 0.0], [0.0, 0.12, 0.24, 1.0])
+    images = torch.full((2, 3, 2, 2), 0.5)
+    classes = torch.tensor([[1, 2, 3], [3, 2, 1]])
+    found = linear_distances(model, images, Goal(torch.zeros(2, dtype=torch.long)), classes, NORMS[norm])
+    near, far = 0.12 / length, 0.24 / (4 * length)
+    assert found[:, 1].tolist() == pytest.approx([far, far])
+    assert float(found[0, 0]) == pytest.approx(near)
+    assert float(found[0, 2]) > 1e20, "a class whose logit does not move is out of reach"
+    assert torch.equal(found[0].flip(0), found[1])
+
+
+def test_classes_go_by_their_linear_distance_where_they_were_ranked() -> None:
+    # Class 1 has the nearest logit, class 2 the nearest boundary; class 3 was not ranked and comes last.
+    model = Near([0.0, 0.1, -4.0, 8.0], [0.0, 0.12, 0.24, 1.0])
+    images, goal = torch.full((1, 3, 2, 2), 0.5), Goal(torch.tensor([0]))
+    seen = Seen(model, NORMS["linf"], images, goal, torch.full((1,), 0.001), model(images), strays=False)
+    index = torch.tensor([0])
+    assert seen.targets(index, 3).tolist() == [[1, 2, 3]]
+    seen.rank(index, 2)
+    assert seen.targets(index, 3).tolist() == [[2, 1, 3]]
+    assert seen.targets(index, 1).tolist() == [[2]]
+
+
+def test_restarts_start_apart_and_biased_ones_go_towards_their_target() -> None:
+    class Tilted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            flat = images.flatten(1)
+            return torch.stack([flat[:, 0], flat[:, 1], flat[:, 2]], 1) * 4
+
+    image = torch.full((1, 3, 2, 2), 0.5)
+    image[0, 0, 0, 0] = 0.9
+    model, goal = Recording(Tilted()), Goal(torch.tensor([0]))
+    seen = Seen(model, NORMS["linf"], image, goal, torch.full((1,), 0.1), model(image), strays=False)
+    climb = auto_dense._climb(image_seeds(image, 0))
+    cascade(seen, (Phase(1, 1, restarts=4, biased=4),), climb, auto_dense._distance)
+    starts, first = model.seen[1], model.seen[5]
+    assert len(starts) == len(first) == 4
+    assert len(torch.unique(starts.flatten(1), dim=0)) == 4
+    # Four steps of 0.6 eps reach the face from anywhere: down for the label's own pixel, up for the target's.
+    assert first.flatten(1)[:, 0].tolist() == pytest.approx([0.8] * 4)
+    target = int(seen.targets(torch.tensor([0]), 1))
+    assert first.flatten(1)[:, target].tolist() == pytest.approx([0.6] * 4)
 
 
 def test_a_point_without_numbers_hides_nothing_that_others_of_its_image_show() -> None:

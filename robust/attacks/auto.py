@@ -19,10 +19,12 @@ class Auto(Attack):
     """The cascade, from cheap to costly; what a phase learns, the next one uses.
 
     1. A short run on the probability margin max_{i != y} p_i - p_y from a random start.
-    2. Runs towards the classes whose logit came nearest to the label's at any point visited so far, on z_t - z_y.
+    2. Runs towards the classes whose logit came nearest to the label's at any point visited so far, on z_t - z_y; in
+       linf and l2 the nearest nine go by their linear distance from the image.
     3. Longer runs towards more classes, only for images near to breaking: those whose linear distance to the boundary,
        margin over dual norm of its gradient at the best point, is a small share of eps. That share does not depend on
-       the other images, so results do not depend on batching.
+       the other images, so results do not depend on batching. In linf and l2 some of these runs start where random
+       weights of the logits, biased against the label, have driven the image.
 
     Success is read off the gradient's own forward pass, and a solved image leaves at once. With ``targets`` in the call
     only runs towards them are made, as many per phase as the phase has targets. How a run climbs, and the phases in
@@ -33,8 +35,8 @@ class Auto(Attack):
         effort: ``quick``, ``standard`` or ``exhaustive``; the phases of each stand in ``EFFORT`` of those modules.
 
     Sources: probability margin and cosine steps from PMA (Xie et al., CVPR 2025); targets in order from MM (Gao et al.,
-    ICML 2022) and MALT (Melamed et al., NeurIPS 2024); effort where the boundary is near from A3 (Liu et al., CVPR
-    2022).
+    ICML 2022) and MALT (Melamed et al., NeurIPS 2024); effort where the boundary is near, and
+    biased starts, from A3 (Liu et al., CVPR 2022).
     """
 
     _: KW_ONLY

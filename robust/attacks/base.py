@@ -153,6 +153,23 @@ def loss_and_gradient(model: Model, points: Tensor, goal: Goal, loss: Loss) -> t
     return values.detach(), logits.detach(), gradient
 
 
+def linear_distances(model: Model, points: Tensor, goal: Goal, classes: Tensor, norm: Norm) -> Tensor:
+    """How far the boundary to each of ``classes`` (N, k) would be from ``points`` if the model were linear, (N, k).
+
+    (z_y - z_t) over the dual norm of its gradient (linf, l2); no number counts as infinitely far. One forward pass, and
+    a backward pass for each column. Source: MALT, Melamed et al., NeurIPS 2024, equation of the linear ranking.
+    """
+    leaf, columns, order = points.detach().requires_grad_(), [], 1 if norm.name == "linf" else 2
+    with torch.enable_grad():
+        logits = model(leaf)
+        for column in classes.T:
+            gap = (logits.gather(1, goal.labels[:, None]) - logits.gather(1, column[:, None])).squeeze(1)
+            (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True)
+            slope = torch.linalg.vector_norm(gradient.flatten(1), ord=order, dim=1)
+            columns.append((gap.detach() / slope.clamp_min(1e-30)).nan_to_num(torch.inf))
+    return torch.stack(columns, 1)
+
+
 def exact(model: Model) -> Model:
     """The model that decides: behind a fast copy the model itself, else ``model``."""
     return model.evidence if isinstance(model, CountedModel) else model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Goal, Loss, Model, exact, fooled, loss_and_gradient
+from robust.attacks.base import Goal, Loss, Model, exact, fooled, linear_distances, loss_and_gradient
 from robust.attacks.losses import margin
 from robust.threats import Norm
 
@@ -22,7 +22,10 @@ class Phase:
     untargeted run); widest: the radius of the ball that a run starts in, in eps; within: only images whose distance to
     the boundary, to first order, is below this share of eps (inf: all); gap: only targets of whose gap to the label's
     logit, as it was on the image itself, at most this share is still open, but always the nearest one; exact: gradients
-    from the model itself and not from a fast copy, whose rounding matters where the boundary is near.
+    from the model itself and not from a fast copy, whose rounding matters where the boundary is near; ranked: how many
+    of the classes that came nearest to put first, before the runs, in the order of their linear distance from the image
+    (a gradient each); restarts: runs towards each target; biased: steps before a run that drive the logits apart at
+    random, but the label's down and the target's up.
     """
 
     steps: int
@@ -31,6 +34,9 @@ class Phase:
     within: float = math.inf
     gap: float = math.inf
     exact: bool = False
+    ranked: int = 0
+    restarts: int = 1
+    biased: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Seen:
         self.best_margin = torch.full_like(logits[:, 0], -torch.inf)
         self.lead = torch.full_like(logits, -torch.inf)
         self.first_lead = _lead(logits, goal)
+        self.first_distance = torch.full_like(logits, torch.inf)
         self.unsolved = eps > 0
         self._note(torch.arange(len(images), device=images.device), images, logits, exact(model))
 
@@ -74,11 +81,26 @@ class Seen:
         return self.unsolved.nonzero().squeeze(1)
 
     def targets(self, index: Tensor, count: int) -> Tensor:
-        """The classes to aim at, (n, count or fewer): those that came nearest, or the call's own target every time."""
+        """The classes to aim at, (n, count or fewer), or the call's own target every time.
+
+        First those that were ranked, by their linear distance from the image, then the others, by how near they came.
+        """
         if self.goal.targets is not None:
             return self.goal.targets[index][:, None].expand(len(index), count)
         others = self.lead[index].scatter(1, self.goal.labels[index][:, None], -torch.inf)
-        return others.argsort(dim=1, descending=True)[:, :-1][:, :count]
+        order = others.argsort(dim=1, descending=True)[:, :-1]
+        by_distance = self.first_distance[index].gather(1, order).argsort(dim=1, stable=True)
+        return order.gather(1, by_distance)[:, :count]
+
+    def rank(self, index: Tensor, count: int) -> None:
+        """Puts ``count`` of the classes that came nearest in order; needs a norm with gradients to measure by."""
+        if self.goal.targets is not None:
+            return
+        classes = self.targets(index, count)
+        for rows in self._passes(index):
+            at = index[rows]
+            found = linear_distances(self.model, self.images[at], self.goal[at], classes[rows], self.geometry)
+            self.first_distance[at] = self.first_distance[at].scatter(1, classes[rows], found)
 
     def open_gap(self, index: Tensor, classes: Tensor) -> Tensor:
         """The share of the gap between each of ``classes`` (n, k) and the label that nothing has closed yet."""
@@ -95,6 +117,13 @@ class Seen:
         if len(parts) == 1:
             return parts[0]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def drive(self, index: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+        """The gradient of the logits' weighted sums, ``weights`` (n, K), in the same manner."""
+        return torch.cat([
+            self._slope(index[rows], points[rows], self.goal[index[rows]], _Weighted(weights[rows]))[1]
+            for rows in self._passes(index)
+        ])  # fmt: skip
 
     def _slope(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
         values, logits, gradient = loss_and_gradient(self.model, points, aim, loss)
@@ -154,6 +183,8 @@ def cascade(seen: Seen, phases: Sequence[Phase], climb: Climb, distance: Distanc
         seen.model = exact(model) if phase.exact else model
         if math.isfinite(phase.within) and len(index):
             index = index[distance(seen, index) < phase.within * seen.eps[index]]
+        if phase.ranked and len(index):
+            seen.rank(index, phase.ranked)
         for run in _runs(seen, phase, index, _MOST_RUNS * number):
             climb(seen, phase, run)
 
@@ -176,6 +207,7 @@ def _runs(seen: Seen, phase: Phase, index: Tensor, stream: int) -> Iterator[Run]
     parts = [ranked] if math.isfinite(phase.within) else [ranked[:, rank, None] for rank in range(ranked.shape[1])]
     for number, part in enumerate(parts):
         chosen = seen.unsolved[index][:, None] & _promising(seen, phase, index, part, ranked[:, :1])
+        chosen, part = (values.repeat_interleave(phase.restarts, dim=1) for values in (chosen, part))
         rows = index[:, None].expand_as(part)[chosen]
         if len(rows):
             turn = torch.arange(part.shape[1], device=rows.device).expand_as(part)[chosen]
@@ -187,6 +219,16 @@ def _promising(seen: Seen, phase: Phase, index: Tensor, classes: Tensor, nearest
     if not math.isfinite(phase.gap) or seen.goal.targets is not None:
         return torch.ones_like(classes, dtype=torch.bool)
     return (seen.open_gap(index, classes) <= phase.gap) | (classes == nearest)
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """A loss: the sum of the logits by ``weights`` (n, K)."""
+
+    weights: Tensor
+
+    def __call__(self, logits: Tensor, goal: Goal) -> Tensor:
+        return (logits * self.weights).sum(1)
 
 
 def _lead(logits: Tensor, goal: Goal) -> Tensor:
