@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from robust import randomness
-from robust.attacks.base import Goal, Model
+from robust.attacks.base import Goal, Model, dual_length
 from robust.attacks.seen import Climb, Phase, Run, Seen, cascade
 from robust.threats import Norm
 
@@ -98,6 +97,4 @@ def _biased_start(seen: Seen, steps: int, run: Run, points: Tensor, seeds: Tenso
 def _distance(seen: Seen, index: Tensor) -> Tensor:
     """How far the boundary would be from the best point if the model were linear, in the threat's norm."""
     values, gradient = seen.margin_at_best(index)
-    slope = torch.linalg.vector_norm(gradient.flatten(1), ord=1 if seen.geometry.name == "linf" else 2, dim=1)
-    distance: Tensor = -values / slope.clamp_min(1e-30)
-    return distance
+    return -values / dual_length(gradient, seen.geometry)

@@ -159,15 +159,20 @@ def linear_distances(model: Model, points: Tensor, goal: Goal, classes: Tensor, 
     (z_y - z_t) over the dual norm of its gradient (linf, l2); no number counts as infinitely far. One forward pass, and
     a backward pass for each column. Source: MALT, Melamed et al., NeurIPS 2024, equation of the linear ranking.
     """
-    leaf, columns, order = points.detach().requires_grad_(), [], 1 if norm.name == "linf" else 2
+    leaf, columns = points.detach().requires_grad_(), []
     with torch.enable_grad():
         logits = model(leaf)
         for column in classes.T:
             gap = (logits.gather(1, goal.labels[:, None]) - logits.gather(1, column[:, None])).squeeze(1)
             (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True)
-            slope = torch.linalg.vector_norm(gradient.flatten(1), ord=order, dim=1)
-            columns.append((gap.detach() / slope.clamp_min(1e-30)).nan_to_num(torch.inf))
+            columns.append((gap.detach() / dual_length(gradient, norm)).nan_to_num(torch.inf))
     return torch.stack(columns, 1)
+
+
+def dual_length(gradient: Tensor, norm: Norm) -> Tensor:
+    """The gradient's length in the dual of linf or l2, (N,), never zero."""
+    length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), ord=1 if norm.name == "linf" else 2, dim=1)
+    return length.clamp_min(1e-30)
 
 
 def exact(model: Model) -> Model:

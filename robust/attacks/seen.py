@@ -93,7 +93,7 @@ class Seen:
         return order.gather(1, by_distance)[:, :count]
 
     def rank(self, index: Tensor, count: int) -> None:
-        """Puts ``count`` of the classes that came nearest in order; needs a norm with gradients to measure by."""
+        """Puts ``count`` of the classes that came nearest in order (linf and l2); not where the call has targets."""
         if self.goal.targets is not None:
             return
         classes = self.targets(index, count)
