@@ -30,7 +30,7 @@ def image_seeds(images: Tensor, seed: int) -> Tensor:
 def uniform(seeds: Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform numbers in [0, 1), shape (N, *shape); another ``stream`` gives independent numbers."""
     # 24 bits: exact in float32, and never rounded up to 1.
-    return (_bits(seeds, stream, shape) >> 40 & 0xFFFFFF).to(dtype) * 2**-24
+    return _bits(seeds, stream, shape).bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).to(dtype).mul_(2**-24)
 
 
 def normal(seeds: Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,14 +54,14 @@ def _bits(seeds: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _FIRST
-    z = (z ^ _shift(z, 27)) * _SECOND
-    return z ^ _shift(z, 31)
+    z = _folded(z, 30).mul_(_FIRST)
+    z = _folded(z, 27).mul_(_SECOND)
+    return _folded(z, 31)
 
 
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
-    return z >> bits & (1 << 64 - bits) - 1
+def _folded(z: Tensor, bits: int) -> Tensor:
+    """z ^ z >> bits by a logical shift: torch's own keeps the sign."""
+    return (z >> bits).bitwise_and_((1 << 64 - bits) - 1).bitwise_xor_(z)
 
 
 def _wrap(value: int) -> int:
