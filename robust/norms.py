@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -55,6 +56,10 @@ class Norm(ABC):
         """One step of projected ascent: points of the ball moved by ``size`` along the gradient, then back into it."""
         return self.project(self.steepest(gradient, points, size), images, eps)
 
+    def into(self, images: Tensor, eps: float | Tensor) -> Callable[[Tensor], Tensor]:
+        """:meth:`project` for many points around the same images."""
+        return lambda points: self.project(points, images, eps)
+
     def snap(self, eps: Tensor, images: Tensor) -> Tensor:
         """The largest length, at most ``eps`` (N,), that a change of these images can have."""
         return eps
@@ -77,13 +82,18 @@ class Linf(Norm):
         radius = per_image(eps, images)
         return points.clamp(images - radius, images + radius).clamp_(0, 1)
 
+    def into(self, images: Tensor, eps: float | Tensor) -> Callable[[Tensor], Tensor]:
+        radius = per_image(eps, images)
+        low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
+        return lambda points: points.clamp(low, high)
+
     def random(self, images: Tensor, eps: float | Tensor, seeds: Tensor, stream: int) -> Tensor:
         """Uniform in the ball, then clipped to the box."""
         noise = randomness.uniform(seeds, stream, images.shape[1:], images.dtype)
-        return self.project(images + (2 * noise - 1) * per_image(eps, images), images, eps)
+        return self.project(noise.mul_(2).sub_(1).mul_(per_image(eps, images)).add_(images), images, eps)
 
     def steepest(self, gradient: Tensor, points: Tensor, size: float | Tensor) -> Tensor:
-        return points + gradient.sign() * per_image(size, points)
+        return torch.addcmul(points, gradient.sign(), per_image(size, points))
 
 
 class L2(Norm):

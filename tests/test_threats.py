@@ -67,6 +67,17 @@ class TestProject:
 
     @fast
     @given(problem=problems())
+    def test_many_points_of_the_same_images_go_the_same_way(
+        self, name: str, problem: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        images, points, factor = problem
+        eps = radii(name, factor)
+        into = NORMS[name].into(images, eps)
+        for moved in (points, images, 2 * points - 1):
+            assert torch.equal(into(moved), NORMS[name].project(moved, images, eps))
+
+    @fast
+    @given(problem=problems())
     def test_is_idempotent(self, name: str, problem: tuple[Tensor, Tensor, Tensor]) -> None:
         images, points, factor = problem
         eps = radii(name, factor)

@@ -59,18 +59,24 @@ def _climb(seeds: Tensor) -> Climb:
         if phase.biased:
             points = previous = _biased_start(seen, phase.biased, run, points, seeds)
         first = 1 if phase.biased else 2
+        into = geometry.into(images, eps)
         for step in range(phase.steps):
             gradient = seen.gradient(index, points, aim, run.loss)
             keep = seen.unsolved[index]
             if not bool(keep.all()):
-                index, images, eps, aim = index[keep], images[keep], eps[keep], aim[keep]
-                points, previous, gradient = points[keep], previous[keep], gradient[keep]
+                left = keep.nonzero().squeeze(1)
+                index, aim, eps = index[left], aim[left], eps[left]
+                # Several times as fast as by [left].
+                images, points, previous, gradient = (
+                    rows.index_select(0, left) for rows in (images, points, previous, gradient)
+                )
                 if not len(index):
                     return
-            size = first * eps * (1 + math.cos(math.pi * step / phase.steps)) / 2
-            moved = geometry.project(geometry.steepest(gradient, points, size), images, eps)
+                into = geometry.into(images, eps)
+            size = eps * (first * (1 + math.cos(math.pi * step / phase.steps)) / 2)
+            moved = into(geometry.steepest(gradient, points, size))
             if step:
-                moved = geometry.project(points + 0.75 * (moved - points) + 0.25 * (points - previous), images, eps)
+                moved = into((moved - points).mul_(0.75).add_(points).add_(points - previous, alpha=0.25))
             previous, points = points, moved
         seen.look(index, points)
 
