@@ -32,9 +32,9 @@ class Goal:
 
     def met(self, logits: Tensor) -> Tensor:
         """Whether each image is fooled, (N,) bool, from logits (N, K). A NaN among an image's logits fools nobody."""
-        prediction = logits.argmax(1)
+        highest, prediction = logits.max(1)  # NaN where one of them is
         reached = prediction != self.labels if self.targets is None else prediction == self.targets
-        return reached & ~logits.isnan().any(1)
+        return reached & (highest == highest)
 
     def __getitem__(self, index: Tensor | slice) -> Goal:
         return Goal(self.labels[index], None if self.targets is None else self.targets[index])

@@ -113,9 +113,10 @@ class Seen:
 
     def slope(self, index: Tensor, points: Tensor, aim: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
         """The loss too, (n,)."""
-        parts = [self._slope(index[rows], points[rows], aim[rows], loss) for rows in self._passes(index)]
-        if len(parts) == 1:
-            return parts[0]
+        passes = self._passes(index)
+        if len(passes) == 1:
+            return self._slope(index, points, aim, loss)
+        parts = [self._slope(index[rows], points[rows], aim[rows], loss) for rows in passes]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def drive(self, index: Tensor, points: Tensor, weights: Tensor) -> Tensor:
@@ -160,13 +161,21 @@ class Seen:
             logits = logits.masked_fill(~inside[:, None], torch.nan)
         self.lead.scatter_reduce_(0, index[:, None].expand_as(lead), lead, "amax")
         solved = fooled(model, points, goal, logits)
-        values = values.masked_fill(solved, torch.inf)
-        highest = torch.full_like(self.best_margin, -torch.inf).scatter_reduce_(0, index, values, "amax")
-        better = ((values > self.best_margin[index]) & (values == highest[index])).nonzero().squeeze(1)
-        # An image may have several rows, one after another; of equals the first is taken.
-        better = better[index[better] != torch.cat([index.new_full((1,), -1), index[better][:-1]])]
-        self.best[index[better]], self.best_margin[index[better]] = points[better], values[better]
-        self.unsolved[index[solved]] = False
+        if bool(solved.any()):
+            values = values.masked_fill(solved, torch.inf)
+            self.unsolved[index[solved]] = False
+        better = (values > self.best_margin[index]).nonzero().squeeze(1)
+        if len(better):
+            self._keep(better, index[better], points, values[better])
+
+    def _keep(self, rows: Tensor, index: Tensor, points: Tensor, values: Tensor) -> None:
+        """Takes the best of ``rows`` of the points; those of an image lie one after another, of equals the first."""
+        self.best_margin.scatter_reduce_(0, index, values, "amax")
+        if bool((index[1:] == index[:-1]).any()):
+            highest = (values == self.best_margin[index]).nonzero().squeeze(1)
+            first = highest[index[highest] != torch.cat([index.new_full((1,), -1), index[highest][:-1]])]
+            rows, index = rows[first], index[first]
+        self.best[index] = points.index_select(0, rows)  # several times as fast as points[rows]
 
 
 Climb = Callable[[Seen, Phase, Run], None]
