@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from robust import randomness
-from robust.attacks.base import Goal, Knowledge, Model
-from robust.attacks.losses import LOSSES
-from robust.attacks.queries import Book, Queried, QueryAttack
-from robust.errors import InputError, unknown
+from robust.attacks.base import Goal, Model
+from robust.attacks.queries import Book, Queried, ScoreAttack
+from robust.errors import InputError
 from robust.patch_norm import window, window_size
 
 _BLOCK = 64  # queries for which random numbers are drawn at once
@@ -24,7 +23,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class PatchSearch(QueryAttack):
+class PatchSearch(ScoreAttack):
     """Random search for a patch and its place: a change is kept where the loss does not fall.
 
     Settings:
@@ -47,16 +46,12 @@ class PatchSearch(QueryAttack):
     norm: str = "patch"
     queries: int = 5000
     share: float = 0.4
-    loss: str | None = None
 
     name: ClassVar[str] = "patch-search"
     norms: ClassVar[tuple[str, ...]] = ("patch",)
-    knowledge: ClassVar[Knowledge] = "score"
     source: ClassVar[str] = "Croce et al., AAAI 2022"
 
     def __post_init__(self) -> None:
-        if self.loss is not None and self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
         super().__post_init__()
         if not 0 < self.share <= 1:
             raise InputError(f"patch-search: share is a part of the patch in (0, 1], not {self.share:g}")
@@ -77,7 +72,7 @@ class PatchSearch(QueryAttack):
                 draws = randomness.uniform(seeds, 3 + number // _BLOCK, (_BLOCK, numbers), torch.float64)
             trial = sketch if number < 0 else self._changed(sketch, draws[:, number % _BLOCK], number)
             points = trial.points(live)
-            values = self._loss(book.ask(points[:, None], live)[:, 0], goal[live])
+            values = self.judge(book.ask(points[:, None], live)[:, 0], goal[live])
             better = values >= best[live]
             kept = live[better]
             best[kept] = values[better].to(best)
@@ -91,10 +86,6 @@ class PatchSearch(QueryAttack):
             return sketch.moved(draw[:, 0], draw[:, 1], max(1 - done, 0.05))
         share = self.share * 0.5 ** bisect_left(_HALVINGS, int(done * 10_000))
         return sketch.painted(draw[:, 2], draw[:, 3], draw[:, 5:], share)
-
-    def _loss(self, logits: Tensor, goal: Goal) -> Tensor:
-        loss = self.loss or ("margin" if goal.targets is None else "ce")
-        return LOSSES[loss](logits, goal).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
 
 
 class _Sketch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import TypeGuard
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Attack, Goal, Model, exact, still_open
-from robust.errors import InputError
+from robust.attacks.base import Attack, Goal, Knowledge, Model, exact, still_open
+from robust.attacks.losses import LOSSES
+from robust.errors import InputError, unknown
 from robust.models import evaluating
 from robust.randomness import image_seeds
 from robust.threats import Norm, per_image
@@ -155,6 +156,32 @@ class QueryAttack(CountedAttack):
 
     def __post_init__(self) -> None:
         check_queries(self.name, self.queries)
+
+
+@dataclass(frozen=True)
+class ScoreAttack(QueryAttack):
+    """A query attack that sees the logits, and looks for a higher loss.
+
+    Settings:
+        loss: ``margin``, ``ce`` or ``dlr``. By default the margin, and the cross-entropy of the target where targets
+            are given.
+    """
+
+    _: KW_ONLY
+    loss: str | None = None
+
+    knowledge: ClassVar[Knowledge] = "score"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss is not None and self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
+
+    def judge(self, logits: Tensor, goal: Goal) -> Tensor:
+        """The loss (N,) of logits (N, K), in float32 or better; -inf where it is no number."""
+        loss = LOSSES[self.loss or ("margin" if goal.targets is None else "ce")]
+        worst = -torch.inf
+        return loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), goal).nan_to_num_(worst, worst, worst)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from robust import randomness
-from robust.attacks.base import Goal, Knowledge, Model
-from robust.attacks.losses import LOSSES
-from robust.attacks.queries import Book, Queried, QueryAttack
+from robust.attacks.base import Goal, Loss, Model
+from robust.attacks.queries import Book, Queried, ScoreAttack
 from robust.errors import InputError, unknown
 from robust.threats import per_image
 
@@ -22,7 +21,7 @@ _SHUFFLE = 0.15
 
 
 @dataclass(frozen=True)
-class SimBA(QueryAttack):
+class SimBA(ScoreAttack):
     """Greedy steps along the directions of a basis, in random order: one way, else the other way, else the next.
 
     Settings:
@@ -45,19 +44,15 @@ class SimBA(QueryAttack):
     _: KW_ONLY
     basis: str | None = None
     step: float | None = None
-    loss: str | None = None
 
     name: ClassVar[str] = "simba"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
-    knowledge: ClassVar[Knowledge] = "score"
     source: ClassVar[str] = "Guo et al., ICML 2019"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.basis is not None and self.basis not in BASES:
             raise unknown("basis", self.basis, BASES)
-        if self.loss is not None and self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
         if self.step is not None and not self.step > 0:
             raise InputError(f"simba: step must be above 0, not {self.step:g}")
         if self.basis == "dct" and self.norm in ("l1", "l0"):
@@ -68,7 +63,7 @@ class SimBA(QueryAttack):
             raise InputError(f"simba needs images of shape (N, C, H, W), not {tuple(images.shape)}")
         book = Book(model, images, goal, eps, self.geometry, self.queries)
         waves = (self.basis or ("dct" if self.norm in ("linf", "l2") else "pixel")) == "dct"
-        walk = _Walk(book, (_Waves if waves else _Pixels)(book, seeds), self._length(eps, waves), self.loss)
+        walk = _Walk(book, (_Waves if waves else _Pixels)(book, seeds), self._length(eps, waves), self.judge)
         while len(live := book.live):
             walk.ask(live)
         return book.result()
@@ -84,9 +79,8 @@ class SimBA(QueryAttack):
 class _Walk:
     """The best point of each image, and what it tries next: ``position`` in its own order, and which way."""
 
-    def __init__(self, book: Book, directions: _Pixels, length: Tensor, loss: str | None) -> None:
-        self.book, self.directions, self.length = book, directions, length
-        self._loss = LOSSES[loss or ("margin" if book.goal.targets is None else "ce")]
+    def __init__(self, book: Book, directions: _Pixels, length: Tensor, judge: Loss) -> None:
+        self.book, self.directions, self.length, self._judge = book, directions, length, judge
         self.points = book.images.clone()
         self.best = self._judge(book.clean, book.goal)
         self.position = torch.zeros_like(book.spent)
@@ -104,13 +98,6 @@ class _Walk:
         book.stay(self.points[live], live)
         self.position[live] += (better | backwards).long()
         self.backwards[live] = ~better & ~backwards
-
-    def _judge(self, logits: Tensor, goal: Goal) -> Tensor:
-        """The loss of each image, -inf where it is no number."""
-        worst = -torch.inf
-        return self._loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), goal).nan_to_num_(
-            worst, worst, worst
-        )
 
 
 class _Pixels:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from robust import randomness
-from robust.attacks.base import Goal, Knowledge, Model
-from robust.attacks.losses import LOSSES
-from robust.attacks.queries import Book, Queried, QueryAttack
-from robust.errors import InputError, unknown
+from robust.attacks.base import Goal, Model
+from robust.attacks.queries import Book, Queried, ScoreAttack
+from robust.errors import InputError
 
 # Queries, of 10,000, after which fewer of the values are exchanged, and what their share is then divided by.
 _CHANGES = (50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -21,7 +20,7 @@ _DIVISORS = (2, 4, 5, 6, 8, 10, 12, 15, 20)
 
 
 @dataclass(frozen=True)
-class SparseRS(QueryAttack):
+class SparseRS(ScoreAttack):
     """Random search in l0: eps values stand at an end of the box; a step exchanges some, and is kept where it helps.
 
     Settings:
@@ -43,17 +42,13 @@ class SparseRS(QueryAttack):
     norm: str = "l0"
     _: KW_ONLY
     exchanged: float = 0.3
-    loss: str | None = None
 
     name: ClassVar[str] = "sparse-rs"
     norms: ClassVar[tuple[str, ...]] = ("l0",)
-    knowledge: ClassVar[Knowledge] = "score"
     source: ClassVar[str] = "Croce et al., AAAI 2022"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss is not None and self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
         if not 0 < self.exchanged <= 1:
             raise InputError(f"sparse-rs: exchanged is a share of the values in (0, 1], not {self.exchanged:g}")
 
@@ -65,13 +60,12 @@ class SparseRS(QueryAttack):
         return book.result()
 
     def _search(self, book: Book, goal: Goal, best: _Choice) -> None:
-        loss = LOSSES[self.loss or ("margin" if goal.targets is None else "ce")]
         highest = torch.full_like(book.distance, -torch.inf)
         step = 0
         while len(live := book.live[best.count[book.live] > 0]):
             trial = best.start(live) if step == 0 else best.exchange(live, step, self._share(step))
             points = best.points(*trial, live)
-            values = loss(book.ask(points[:, None], live)[:, 0], goal[live]).to(highest)
+            values = self.judge(book.ask(points[:, None], live)[:, 0], goal[live]).to(highest)
             better = values > highest[live]
             kept = live[better]
             highest[kept] = values[better]

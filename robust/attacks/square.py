@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robust import randomness
-from robust.attacks.base import Goal, Knowledge, Model, still_open
-from robust.attacks.losses import LOSSES
-from robust.attacks.queries import Queried, QueryAttack
-from robust.errors import InputError, unknown
+from robust.attacks.base import Goal, Model, still_open
+from robust.attacks.queries import Queried, ScoreAttack
+from robust.errors import InputError
 from robust.threats import NORMS, per_image
 
 # Queries, of 10,000, after which the changed share of the image halves.
@@ -28,7 +27,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Square(QueryAttack):
+class Square(ScoreAttack):
     """Random search: each query changes one square window, and the change is kept where the loss rises.
 
     Settings:
@@ -59,16 +58,12 @@ class Square(QueryAttack):
     _: KW_ONLY
     queries: int = 5000
     p_init: float = 0.8
-    loss: str | None = None
 
     name: ClassVar[str] = "square"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
-    knowledge: ClassVar[Knowledge] = "score"
     source: ClassVar[str] = "Andriushchenko et al., ECCV 2020"
 
     def __post_init__(self) -> None:
-        if self.loss is not None and self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
         super().__post_init__()
         if not 0 < self.p_init <= 1:
             raise InputError(f"square: p_init is a share of the pixels in (0, 1], not {self.p_init:g}")
@@ -123,10 +118,8 @@ class Square(QueryAttack):
 
     def _judge(self, logits: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """The loss of each image, inf where it is fooled and -inf where it is no number; and whether it is fooled."""
-        loss = self.loss or ("margin" if goal.targets is None else "ce")
-        values, solved = LOSSES[loss](logits, goal), goal.met(logits)
-        worst = -torch.inf
-        return values.nan_to_num_(worst, worst, worst).masked_fill_(solved, torch.inf), solved
+        solved = goal.met(logits)
+        return self.judge(logits, goal).masked_fill_(solved, torch.inf), solved
 
 
 class _Moves(Protocol):
