@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robust import randomness
 from robust.attacks.base import Goal, Model, dual_length
-from robust.attacks.seen import Climb, Phase, Run, Seen, cascade
+from robust.attacks.seen import Climb, Phase, Run, Seen, carried, cascade
 from robust.threats import Norm
 
 # With "standard" an image that stands to the end costs 10, 9 and 10 backward passes, 60 more if it is left near to
@@ -76,7 +76,7 @@ def _climb(seeds: Tensor) -> Climb:
             size = eps * (first * (1 + math.cos(math.pi * step / phase.steps)) / 2)
             moved = into(geometry.steepest(gradient, points, size))
             if step:
-                moved = into((moved - points).mul_(0.75).add_(points).add_(points - previous, alpha=0.25))
+                moved = into(carried(previous, points, moved))
             previous, points = points, moved
         seen.look(index, points)
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from robust.attacks.base import Goal, Model
-from robust.attacks.seen import Phase, Run, Seen, cascade
+from robust.attacks.seen import Phase, Run, Seen, carried, cascade
 from robust.threats import NORMS
 
 EFFORT: dict[str, tuple[Phase, ...]] = {
@@ -56,7 +56,7 @@ def _climb(seen: Seen, phase: Phase, run: Run) -> None:
         size = radius * (1 + math.cos(math.pi * part)) / 2
         moved = geometry.project(geometry.steepest(gradient, points, size), images, radius)
         if step and not last:
-            moved = geometry.project(points + 0.75 * (moved - points) + 0.25 * (points - previous), images, radius)
+            moved = geometry.project(carried(previous, points, moved), images, radius)
         previous, points = points, moved
     seen.look(index, points)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.base import Goal, Model
 from robust.attacks.losses import margin
-from robust.attacks.seen import Phase, Run, Seen, cascade
+from robust.attacks.seen import Phase, Run, Seen, carried, cascade
 from robust.patch_norm import gains, window, window_size, window_sums
 from robust.threats import NORMS
 
@@ -136,7 +136,7 @@ def _step(seen: Seen, run: Run, rows: _Rows, size: float) -> None:
     values, gradient = seen.slope(rows.index, rows.points, rows.aim, run.loss)
     rows.highest = rows.highest.maximum(values.nan_to_num(-torch.inf))
     moved = (rows.points + size * gradient.sign()).clamp(0, 1)
-    moved = (rows.points + 0.75 * (moved - rows.points) + 0.25 * (rows.points - rows.previous)).clamp(0, 1)
+    moved = carried(rows.previous, rows.points, moved).clamp_(0, 1)
     moved = torch.where(rows.mask, moved, rows.images)
     rows.previous, rows.points = rows.points, moved
     left = seen.unsolved[rows.index]

@@ -230,6 +230,14 @@ def _promising(seen: Seen, phase: Phase, index: Tensor, classes: Tensor, nearest
     return (seen.open_gap(index, classes) <= phase.gap) | (classes == nearest)
 
 
+def carried(previous: Tensor, points: Tensor, moved: Tensor) -> Tensor:
+    """Where a step from ``points`` to ``moved`` leads with a quarter of momentum; ``previous``: before the last step.
+
+    points + 3/4 (moved - points) + 1/4 (points - previous). Source: APGD, Croce and Hein, ICML 2020, algorithm 1.
+    """
+    return (moved - points).mul_(0.75).add_(points).add_(points - previous, alpha=0.25)
+
+
 @dataclass(frozen=True)
 class _Weighted:
     """A loss: the sum of the logits by ``weights`` (n, K)."""
