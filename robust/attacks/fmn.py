@@ -22,7 +22,7 @@ _SHARE = {"linf": 1.0, "l1": 0.3}  # of the radius, that the first step takes
 _LENGTH = {"l2": 1.0, "l1": 2.0, "l0": 5.0}  # of the first step, in l2
 _TINY = 1e-12
 _THINNING = 5
-_CROSSING = 0.54  # the share of the steps that cross the boundary first, in l2
+_CROSSING = {"linf": 0.18, "l2": 0.54}  # the share of the steps that cross the boundary first
 _CLASSES, _RANKED = 3, 9  # how many classes they aim at, of how many
 _BACK = 0.8
 _AGAIN = {"linf": 0.7, "l2": 1.0, "l1": 0.5, "l0": 1.0}  # the share of the other steps before the second start
@@ -46,12 +46,12 @@ class FMN(MinimumNorm):
             in l0.
 
     It starts at the image, as published. Unlike the published attack:
-        - In l2 a gradient for each of at most nine classes, those of highest logit, ranks them by the distance of their
-          boundary to first order. The next 54 % of the steps are FAB's, a third towards each of the three nearest: from
-          the image over the boundary's hyperplane, and wherever the model is fooled a fifth of the way back. The rest
-          goes on from the nearest point found. Each of FAB's steps takes a second forward pass.
-        - The last 30 % of the steps in linf, where those before have long converged, are another run from the image, on
-          the cross-entropy, which often ends at another class; it starts at the best radius so far.
+        - In linf and l2 a gradient for each of at most nine classes, those of highest logit, ranks them by the distance
+          of their boundary to first order. The next 18 and 54 % of the steps are FAB's, a third towards each of the
+          three nearest: from the image over the boundary's hyperplane, and wherever that fools the model a fifth of the
+          way back. The rest goes on from the nearest point found. Each of FAB's steps takes a second forward pass.
+        - In linf the last 30 % of that rest are another run from the image, on the cross-entropy, which often ends at
+          another class; it starts at the best radius so far.
         - An image not fooled when that run starts (in l1: after half of the steps) gets a small radius that grows by
           15 % a step: a boundary that seems far throws the iterate into a corner of the box that it may never leave.
         - The first step has l2 length 1 in l2 only; it has length 2 in l1 and 5 in l0, and in linf the step is along
@@ -87,7 +87,7 @@ class FMN(MinimumNorm):
     def walk(self, model: Model, images: Tensor, goal: Goal) -> Nearest:
         nearest = Nearest(images, self.geometry)
         thinning = min(_THINNING, self.steps // 4) if self.norm == "l0" else 0
-        crossed = self._cross_all(model, goal, nearest) if self.norm == "l2" else 0
+        crossed = self._cross_all(model, goal, nearest) if self.norm in _CROSSING else 0
         steps = self.steps - thinning - crossed
         again = math.ceil(_AGAIN[self.norm] * steps)
         farthest = self.geometry.length(torch.maximum(images, 1 - images))
@@ -129,7 +129,7 @@ class FMN(MinimumNorm):
                 ranked, distances = count, linear_distances(model, nearest.images, goal, classes, self.geometry)
                 classes = classes.gather(1, distances.argsort(dim=1, stable=True))
             aims = [lead(column) for column in classes.T[:_CLASSES]]
-        steps = int(_CROSSING * self.steps) // max(len(aims), 1)
+        steps = int(_CROSSING[self.norm] * self.steps) // max(len(aims), 1)
         for aim in aims:
             self._cross(model, goal, nearest, steps, aim)
         return ranked + steps * len(aims)
