@@ -78,8 +78,9 @@ def test_finds_the_distance_to_the_nearest_hyperplane(attack: MinimumNorm, clipp
     found = distance.numpy()
     assert (found >= best * (1 - 1e-9)).all()
     near = best + 1 if attack.norm == "l0" else best * {"linf": 1.02, "l2": 1.02, "l1": 1.05}[attack.norm]
-    # With several classes an attack may end on the hyperplane of one that is not the nearest.
-    assert (found > near).sum() <= (0 if classes == 2 else 2)
+    # With several classes an attack may end on the hyperplane of one that is not the nearest, unless it ranks them.
+    ranks = attack.name == "fmn" and attack.norm in ("linf", "l2")
+    assert (found > near).sum() <= (0 if classes == 2 or ranks else 2)
 
 
 @EACH
@@ -149,8 +150,9 @@ class TestSmallest:
         assert model.backward_images == 5 * 100
         if attack.norm == "l0":  # what it takes to drop values depends on the image
             assert 5 * 101 < model.forward_images <= 5 * 120
-        else:
-            assert model.forward_images == 5 * (112 + 40 * (attack.name == "fmn" and attack.norm == "l2"))
+        else:  # FMN's steps over the boundary take two each
+            more = {"linf": 19, "l2": 55, "l1": 0}[attack.norm] if attack.name == "fmn" else 0
+            assert model.forward_images == 5 * (112 + more)
 
 
 @pytest.mark.parametrize("kind", [FMN, DDN, SigmaZero])

@@ -145,12 +145,18 @@ def loss_and_gradient(model: Model, points: Tensor, goal: Goal, loss: Loss) -> t
     with torch.enable_grad():
         logits = model(leaf)
         values = loss(logits, goal)
-        if not values.requires_grad:
-            raise NoGradientError("no gradient reaches the model's input: it detaches, quantizes or runs without grad")
-        (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        gradient = _slope(values, leaf)
+    return values.detach(), logits.detach(), gradient
+
+
+def _slope(values: Tensor, leaf: Tensor, again: bool = False) -> Tensor:
+    """The gradient of ``values`` (N,) at the input ``leaf``; ``again`` where more will be taken of the same pass."""
+    if not values.requires_grad:
+        raise NoGradientError("no gradient reaches the model's input: it detaches, quantizes or runs without grad")
+    gradient: Tensor | None = torch.autograd.grad(values.sum(), leaf, retain_graph=again, allow_unused=True)[0]
     if gradient is None:
         raise NoGradientError("no gradient reaches the model's input: the output does not depend on it")
-    return values.detach(), logits.detach(), gradient
+    return gradient
 
 
 def linear_distances(model: Model, points: Tensor, goal: Goal, classes: Tensor, norm: Norm) -> Tensor:
@@ -164,8 +170,7 @@ def linear_distances(model: Model, points: Tensor, goal: Goal, classes: Tensor, 
         logits = model(leaf)
         for column in classes.T:
             gap = (logits.gather(1, goal.labels[:, None]) - logits.gather(1, column[:, None])).squeeze(1)
-            (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True)
-            columns.append((gap.detach() / dual_length(gradient, norm)).nan_to_num(torch.inf))
+            columns.append((gap.detach() / dual_length(_slope(gap, leaf, again=True), norm)).nan_to_num(torch.inf))
     return torch.stack(columns, 1)
 
 

@@ -26,6 +26,11 @@ def margin(logits: Tensor, goal: Goal) -> Tensor:
     return _at(logits, goal.targets) - _others(logits, goal.targets).amax(1)
 
 
+def lead(classes: Tensor) -> Loss:
+    """z_c - z_y, towards one class for each image, ``classes`` (N,), whatever the goal."""
+    return lambda logits, goal: _at(logits, classes) - _at(logits, goal.labels)
+
+
 def dlr(logits: Tensor, goal: Goal) -> Tensor:
     """Difference of logits ratio; the margin itself where there are too few classes for the ratio.
 
