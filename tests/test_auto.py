@@ -72,16 +72,16 @@ def test_the_last_runs_aim_only_at_classes_that_came_near(start: list[float], ne
     model = Recording(Near([0.0, 1.0, 1.0, 1.0], start))
     images = torch.full((1, 3, 2, 2), 0.5)
     Auto(0.01)(model, images, torch.zeros(1, dtype=torch.long))
-    # 10 steps, 3 classes ranked, one target of 10, 3 of 20, then 30, ten of 15, and 100 for each near class; four looks
-    # at how far the boundary is
-    assert model.backward_images == 10 + 3 + 10 + 60 + near * (30 + 150 + 100) + 4
+    # 10 steps, 3 classes ranked, one target of 10, 2 of 20, then 30, ten of 15, and 100 for each near class; 8 looks
+    # at how far the boundary is, and five gradients that show that nothing is rough here
+    assert model.backward_images == 10 + 3 + 10 + 40 + near * (30 + 150 + 100) + 8 + 5
 
 
 def test_no_pass_is_larger_than_the_callers_batch() -> None:
     model = Recording(Near([0.0] + [1.0] * 11, [0.0] + [0.121] * 11))
     images = torch.full((20, 3, 2, 2), 0.5)
     Auto(0.01)(model, images, torch.zeros(20, dtype=torch.long))
-    assert model.backward_images == 20 * (10 + 9 + 10 + 60 + 9 * (30 + 150 + 100) + 4)
+    assert model.backward_images == 20 * (10 + 9 + 10 + 40 + 9 * (30 + 150 + 100) + 8 + 5)
     assert max(len(batch) for batch in model.seen) == 20
 
 
@@ -153,6 +153,42 @@ def test_restarts_start_apart_and_biased_ones_go_towards_their_target() -> None:
     assert first.flatten(1)[:, 0].tolist() == pytest.approx([0.8] * 4)
     target = int(seen.targets(torch.tensor([0]), 1))
     assert first.flatten(1)[:, target].tolist() == pytest.approx([0.6] * 4)
+
+
+class Rippled(nn.Module):
+    """Rises with every value, but in ripples that make the gradient point down at a third of all places."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.start = (self.height(images).mean() + 0.18).item()
+
+    def height(self, images: Tensor) -> Tensor:
+        moved = images.flatten(1) - 0.5
+        return (moved + 2 * torch.sin(60 * moved) / 60).mean(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rise = self.height(images) - self.start
+        return torch.stack([torch.zeros_like(rise), rise], 1)
+
+
+def test_averaged_gradients_break_what_ripples_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Moving every value up by eps = 0.2 is enough for the average image, whatever the ripples.
+    images = 0.3 + 0.4 * torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model, labels = Rippled(images), torch.zeros(20, dtype=torch.long)
+    averaged = int(model(Auto(0.2)(model, images, labels)).argmax(1).sum())
+    smooth = tuple(phase for phase in auto_dense.EFFORT["standard"] if not phase.rough)
+    monkeypatch.setitem(auto_dense.EFFORT, "standard", smooth)
+    plain = int(model(Auto(0.2)(model, images, labels)).argmax(1).sum())
+    assert averaged >= 12
+    assert plain <= 4
+
+
+def test_roughness_does_not_depend_on_other_images() -> None:
+    images = 0.3 + 0.4 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model, labels = Rippled(images), torch.zeros(6, dtype=torch.long)
+    together = Auto(0.2)(model, images, labels)
+    alone = torch.cat([Auto(0.2)(model, images[i : i + 1], labels[i : i + 1]) for i in range(6)])
+    assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_a_point_without_numbers_hides_nothing_that_others_of_its_image_show() -> None:

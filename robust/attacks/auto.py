@@ -24,7 +24,8 @@ class Auto(Attack):
     3. Longer runs towards more classes, only for images near to breaking: those whose linear distance to the boundary,
        margin over dual norm of its gradient at the best point, is a small share of eps. That share does not depend on
        the other images, so results do not depend on batching. In linf and l2 some of these runs start where random
-       weights of the logits, biased against the label, have driven the image.
+       weights of the logits, biased against the label, have driven the image, and images whose gradients differ from
+       one point to the next get runs of their own, on gradients averaged over random points nearby.
 
     Success is read off the gradient's own forward pass, and a solved image leaves at once. With ``targets`` in the call
     only runs towards them are made, as many per phase as the phase has targets. How a run climbs, and the phases in
@@ -36,7 +37,7 @@ class Auto(Attack):
 
     Sources: probability margin and cosine steps from PMA (Xie et al., CVPR 2025); targets in order from MM (Gao et al.,
     ICML 2022) and MALT (Melamed et al., NeurIPS 2024); effort where the boundary is near, and
-    biased starts, from A3 (Liu et al., CVPR 2022).
+    biased starts, from A3 (Liu et al., CVPR 2022); averaged gradients after Wu et al. (2018).
     """
 
     _: KW_ONLY

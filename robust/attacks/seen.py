@@ -25,7 +25,8 @@ class Phase:
     from the model itself and not from a fast copy, whose rounding matters where the boundary is near; ranked: how many
     of the classes that came nearest to put first, before the runs, in the order of their linear distance from the image
     (a gradient each); restarts: runs towards each target; biased: steps before a run that drive the logits apart at
-    random, but the label's down and the target's up.
+    random, but the label's down and the target's up; rough: only images whose loss is rough, on gradients averaged over
+    points nearby, every other run from the best point so far.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class Phase:
     ranked: int = 0
     restarts: int = 1
     biased: int = 0
+    rough: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ _TINY = 1e-12
 def _runs(seen: Seen, phase: Phase, index: Tensor, stream: int) -> Iterator[Run]:
     if phase.targets == 0 and seen.goal.targets is None:
         if len(index):
-            yield Run(index, seen.goal[index], probability_margin, torch.zeros_like(index), stream)
+            rows, turn = index.repeat_interleave(phase.restarts), torch.arange(phase.restarts, device=index.device)
+            yield Run(rows, seen.goal[rows], probability_margin, turn.repeat(len(index)), stream)
         return
     # The call's own target is to be the highest logit of all, not just higher than the label's.
     loss = lead if seen.goal.targets is None else margin
