@@ -1,4 +1,4 @@
-"""A second device where there is none: tensors that say they live on ``second:0`` and compute on the CPU.
+"""A second device where there is none: tensors that say they live on ``elsewhere:0`` and compute on the CPU.
 
 PyTorch lets Python stand in for a backend (its key PrivateUse1). A tensor of the class here holds a CPU tensor that
 nobody else sees. Operators run on what is held, and what CUDA refuses is refused: operands on two devices, another
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-NAME = "second"
+NAME = "elsewhere"  # PyTorch adds a method of this name to modules, so no model may have one
 aten = torch.ops.aten
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
@@ -35,14 +35,14 @@ _MAKERS = (
 )  # fmt: skip
 
 
-class OnSecond(Tensor):
+class Elsewhere(Tensor):
     """A tensor on the simulated device; ``held`` is its content."""
 
     held: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> OnSecond:
+    def __new__(cls, held: Tensor) -> Elsewhere:
         made = Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             device=torch.device(NAME, 0),
@@ -53,8 +53,11 @@ class OnSecond(Tensor):
     def tolist(self) -> Any:  # any device's numbers may be read; NumPy is refused by PyTorch
         return self.held.tolist()
 
+    def __format__(self, form: str) -> str:
+        return format(self.held, form)
+
     def __repr__(self, **_: Any) -> str:
-        return f"OnSecond({self.held!r})"
+        return f"Elsewhere({self.held!r})"
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,7 +80,7 @@ class Generator(torch.Generator):
 
 
 class Backend:
-    """``torch.second``: one device with a random state of its own."""
+    """``torch.elsewhere``: one device with a random state of its own."""
 
     generator = torch.Generator()
 
@@ -116,7 +119,7 @@ def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
     if function is aten._copy_from.default:
         return _run(aten.copy_.default, args[1], args[0])
     returned, draws, takes_generator = _traits(function)
-    there = any(isinstance(tensor, OnSecond) for tensor in _tensors((args, kwargs)))
+    there = any(isinstance(tensor, Elsewhere) for tensor in _tensors((args, kwargs)))
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]).type != "cpu"
         kwargs["device"] = torch.device("cpu")
@@ -137,7 +140,7 @@ def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
         _reshape(function, args, kwargs)
     written = tuple(kwargs[name] if name in kwargs else args[place] for place, name in filter(None, returned))
     for tensor in _tensors(written):
-        if isinstance(tensor, OnSecond) and tensor.shape != tensor.held.shape:
+        if isinstance(tensor, Elsewhere) and tensor.shape != tensor.held.shape:
             raise NotImplementedError(f"{function} changed a shape in place, which cannot be simulated")
     return written[0] if len(written) == 1 else written
 
@@ -175,11 +178,11 @@ def _refuse_mixed(function: Any, args: Any, kwargs: Any) -> None:
     if function in _COPIES:
         return
     first, indices = (args[0] if args else None), ()
-    if function in _INDEXED and isinstance(first, OnSecond):
+    if function in _INDEXED and isinstance(first, Elsewhere):
         indices = tuple(id(tensor) for tensor in _tensors(args[1]))
     tensors = list(_tensors((args, kwargs)))
-    here = [tensor for tensor in tensors if not isinstance(tensor, OnSecond) and id(tensor) not in indices]
-    if not here or not any(isinstance(tensor, OnSecond) for tensor in tensors):
+    here = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and id(tensor) not in indices]
+    if not here or not any(isinstance(tensor, Elsewhere) for tensor in tensors):
         return
     numbers = torch.Tag.pointwise in function.tags or function in _TAKE_NUMBERS
     written = any(_traits(function)[0]) and (kwargs.get("out", first) is not None)
@@ -222,7 +225,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _held(value: Any) -> Any:
-    if isinstance(value, OnSecond):
+    if isinstance(value, Elsewhere):
         return value.held
     if isinstance(value, (list, tuple)):
         return type(value)(map(_held, value))
@@ -231,7 +234,7 @@ def _held(value: Any) -> Any:
 
 def _wrapped(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return OnSecond(value)
+        return Elsewhere(value)
     return type(value)(map(_wrapped, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -244,7 +247,7 @@ def _register() -> str:
         for name in _MAKERS:
             packet, _, overload = name.partition(".")
             _ATEN.impl(name, partial(_run, getattr(getattr(aten, packet), overload or "default")), "PrivateUse1")
-        probe = OnSecond(torch.ones(2)).requires_grad_()
+        probe = Elsewhere(torch.ones(2)).requires_grad_()
         (gradient,) = torch.autograd.grad((probe * torch.arange(2, device=NAME)).sum(), probe)
     except Exception as error:
         return f"torch {torch.__version__} cannot have a device written in Python ({str(error).splitlines()[0][:200]})"

@@ -12,7 +12,7 @@ import second_device
 import torch
 from contract import Case
 from oracles import EPS
-from second_device import NAME, OnSecond
+from second_device import NAME, Elsewhere
 from test_attacks import EACH
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def test_an_attack_finds_there_what_it_finds_here(case: Case, norm: str) -> None
     eps = EPS[norm] * torch.tensor([1.0, 1.0, 0.0, 2.0])
     expected = case(eps, norm)(contract.net(), images, labels)
     found = case(eps, norm)(there(contract.net()), images.to(NAME), labels.to(NAME))
-    assert isinstance(found, OnSecond)
+    assert isinstance(found, Elsewhere)
     assert torch.equal(found.cpu(), expected)
     assert (expected != images).any()
 

@@ -42,11 +42,12 @@ def _trained(sample: Sample) -> nn.Module:
     answers = torch.cat([logits_of(sample.model, part) for part in torch.split(images, sample.batch_size)])
     scale = answers.std().clamp_min(1e-12)
     wanted = (answers / scale).softmax(1)
-    net = _Substitute(images.shape[1], answers.shape[1]).to(images.device)
-    net(images[:2])  # shapes its lazy layers
+    net = _Substitute(images.shape[1], answers.shape[1])
+    net(images[:2].cpu())  # shapes its lazy layers: here, so that their weights are the same on every device
+    net.to(images.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(_STEPS):
-        batch = torch.randint(len(images), (_BATCH,), device=images.device)
+        batch = torch.randint(len(images), (_BATCH,)).to(images.device)
         loss = F.cross_entropy(net(images[batch]), wanted[batch])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
