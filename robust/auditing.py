@@ -29,6 +29,7 @@ from robust.models import Backward, check_fronts, check_model, evaluating, ident
 from robust.places import check_folder
 from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
+from robust.randomness import own_random
 from robust.reports import write_report
 from robust.request import (
     LEDGER,
@@ -143,10 +144,11 @@ def audit(
     called = name or name_of(model)
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
-    classes = check_model(network, first, images.labels, len(images.class_names))
-    others = load_surrogates(surrogates, first, classes, request.device, trust)
-    size = batch_size or comfortable_batch(network, first[:1])
-    predictions = _clean_pass(network, images, request.device, size, progress)
+    with own_random(request.device, seed):  # a random model must answer alike from run to run
+        classes = check_model(network, first, images.labels, len(images.class_names))
+        others = load_surrogates(surrogates, first, classes, request.device, trust)
+        size = batch_size or comfortable_batch(network, first[:1])
+        predictions = _clean_pass(network, images, request.device, size, progress)
     shown = called if behind is None else f"{called}, behind {behind}"
     record, described = describe_model(model, network, classes, shown), describe_data(images, available)
     grid = Grid(severities, load_baseline(baseline, first, classes, described, request, trust))

@@ -39,6 +39,7 @@ class Elsewhere(Tensor):
     """A tensor on the simulated device; ``held`` is its content."""
 
     held: Tensor
+    __module__ = "torch"  # by which EagerPy, under Foolbox, tells whose tensor it is
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -214,6 +215,16 @@ def _device_draws() -> Iterator[None]:
         torch.set_rng_state(before)
 
 
+def _narrow(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """What autocast does with products and convolutions."""
+    dtype = torch.get_autocast_dtype(NAME)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        return function(
+            *(a.to(dtype) if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args), **kwargs
+        )
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -247,6 +258,9 @@ def _register() -> str:
         for name in _MAKERS:
             packet, _, overload = name.partition(".")
             _ATEN.impl(name, partial(_run, getattr(getattr(aten, packet), overload or "default")), "PrivateUse1")
+        _ANY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in ("conv2d", "linear", "matmul"):
+            _ATEN.impl(name, partial(_narrow, getattr(aten, name).default), "AutocastPrivateUse1")
         probe = Elsewhere(torch.ones(2)).requires_grad_()
         (gradient,) = torch.autograd.grad((probe * torch.arange(2, device=NAME)).sum(), probe)
     except Exception as error:

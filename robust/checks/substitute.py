@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robust.attacks import PGD
 from robust.checks.sample import Sample, fooled, logits_of
-from robust.randomness import image_seeds
+from robust.randomness import image_seeds, own_random
 from robust.threats import NORMS
 
 _COPIES = 4
@@ -22,9 +22,7 @@ _SIDE = 32
 
 def transferred(sample: Sample) -> Tensor:
     """Which images, (N,) as :func:`~robust.checks.sample.fooled` says, fall to PGD on the substitute."""
-    devices = [sample.images.device] if sample.images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(sample.seed)
+    with own_random(sample.images.device, sample.seed), torch.inference_mode(False), torch.enable_grad():
         substitute = _trained(sample)
     threat = sample.threat
     attack = PGD(threat.eps, norm=threat.norm, seed=sample.seed, steps=20, loss="margin")
