@@ -23,6 +23,7 @@ from robust.describing import describe_data, describe_model, name_of
 from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
+from robust.float32 import exact_float32
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
 from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model
@@ -52,6 +53,7 @@ from robust.threats import ThreatModel
 _CALIBRATION = 64
 
 
+@exact_float32()
 def audit(
     model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
     data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",
@@ -299,6 +301,7 @@ def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) 
     return None
 
 
+@exact_float32()
 def verify_audit(
     folder: str | Path,
     model: str | Path | nn.Module | Callable[[Tensor], Tensor],

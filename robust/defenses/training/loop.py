@@ -27,6 +27,7 @@ from robust.defenses.training.processes import Processes, join
 from robust.defenses.training.schedule import rate
 from robust.defenses.training.validation import Gap, Held
 from robust.errors import InputError, RobustError
+from robust.float32 import exact_float32
 from robust.models import CallableModel, ExportedModel, check_model, identify
 from robust.progress import Progress, Silent
 from robust.randomness import own_random, seed_all
@@ -51,8 +52,7 @@ def train_model(
     _check_fit(defense, model, data, held, device)
     processes.check(min(defense.batch_size, len(data)))
     with (
-        torch.inference_mode(False), torch.enable_grad(), own_random(device, defense.seed),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        torch.inference_mode(False), torch.enable_grad(), own_random(device, defense.seed), exact_float32(),
     ):  # fmt: skip
         shown = progress if progress and processes.first else Silent()
         run = _Run(defense, _own_copy(model, defense.fresh).to(device), data, held, processes, shown)
