@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from robust.errors import NoGradientError, RobustError
+from robust.memory import OutOfMemory
 from robust.randomness import own_random, seed_all
 
 _NO_GRADIENT = ("does not require grad", "Gradient term in PyTorch model is `None`")
@@ -46,7 +47,7 @@ def renamed_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except RobustError:
+    except (RobustError, OutOfMemory):
         raise
     except Exception as error:
         inner: BaseException | None = error
