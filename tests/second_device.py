@@ -57,6 +57,9 @@ class Elsewhere(Tensor):
     def __format__(self, form: str) -> str:
         return format(self.held, form)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:  # saved tensors come back on the CPU, as map_location="cpu" asks
+        return self.held.__reduce_ex__(protocol)
+
     def __repr__(self, **_: Any) -> str:
         return f"Elsewhere({self.held!r})"
 
@@ -162,7 +165,7 @@ def _traits(function: Any) -> tuple[list[tuple[int, str] | None], bool, bool]:
     """For each result the argument that it is, None for a new tensor; whether it draws, and from what is given it."""
     schema = function._schema
     names = {
-        next(iter(argument.alias_info.before_set)): (place, argument.name)
+        next(iter(argument.alias_info.before_set), ""): (place, argument.name)
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     }
@@ -206,6 +209,9 @@ def _generator(given: Any) -> torch.Generator:
 @contextmanager
 def _device_draws() -> Iterator[None]:
     """The CPU's random numbers are the device's for so long."""
+    if Backend.generator is torch.default_generator:
+        yield
+        return
     before = torch.get_rng_state()
     torch.set_rng_state(Backend.generator.get_state())
     try:

@@ -6,18 +6,35 @@ the wrong one. That CUDA itself computes the same is not.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import contract
 import pytest
 import second_device
 import torch
 from contract import Case
+from detectors import BOX, RED, ColorDetector
 from oracles import EPS
+from quarters import quarters
 from second_device import NAME, Elsewhere
+from subjects import LinearModel, Masked, Unproven, images_of
 from test_attacks import EACH
 from torch import Tensor, nn
 
-from robust.attacks import FGSM
+import robust
+from robust.attacks import FGSM, PGD
 from robust.attacks.base import Goal, Model
+from robust.attacks.patch import OnSign, PatchAttack, rectangle
+from robust.auditing import verify_audit
+from robust.counting import CountedModel
+from robust.defenses.training import METHODS, loop, method
+from robust.detection import DetectionGoal, attack_detector
+from robust.lane import make_lane
+from robust.models import identify
+from robust.summary import AuditSummary
 
 pytestmark = pytest.mark.skipif(bool(second_device.MISSING), reason=f"NO DEVICE IS SIMULATED: {second_device.MISSING}")
 
@@ -29,6 +46,15 @@ def _generators(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def there(model: nn.Module) -> nn.Module:
     return model.to(NAME)
+
+
+def alike(run: Callable[[str], Any]) -> Any:
+    """What ``run`` gives on the CPU, which must be what it gives there; the random state there stays as it is."""
+    here = run("cpu")
+    before = second_device.Backend.generator.get_state()
+    assert run(NAME) == here
+    assert torch.equal(second_device.Backend.generator.get_state(), before)
+    return here
 
 
 # Attacks
@@ -98,3 +124,224 @@ def test_the_device_takes_what_cuda_takes() -> None:
     assert far[0].tolist() == [0.5] * 3
     assert far[1].tolist() == [1.0] * 3
     assert torch.zeros(4, 3).copy_(far).sum() == far.sum().item()
+
+
+# Audits
+
+
+def _told(summary: AuditSummary) -> Any:
+    """All of an audit but times and places."""
+    threats = [
+        (
+            result.threat.text, result.robust_accuracy, result.certified_accuracy, result.verdict, result.curve,
+            [run.model_copy(update={"seconds": 0}) for run in result.attacks],
+            [(check.name, check.passed, check.detail) for check in result.checks],
+        )
+        for result in summary.threats
+    ]  # fmt: skip
+    grid = summary.corruptions and [(cell.corruption, cell.accuracy) for cell in summary.corruptions.cells]
+    return threats, grid, summary.clean_accuracy
+
+
+def _audit(model: nn.Module, threat: str, device: str, **settings: Any) -> AuditSummary:
+    images, labels = images_of(LinearModel(), 8, 1)
+    settings = {"batch_size": 5, "effort": "quick", "precision": "plain", **settings}
+    return robust.audit(copy.deepcopy(model), (images, labels), [threat], device=device, **settings)
+
+
+@pytest.mark.parametrize("threat", ["linf:0.02", "l2:0.15", "l1:1.5", "l0:2", "patch:10%"])
+def test_an_audit_tells_the_same(threat: str) -> None:
+    alike(lambda device: _told(_audit(Unproven(), threat, device)))
+
+
+def test_an_audit_with_proofs_tells_the_same() -> None:
+    (((*_, attacks, _),), *_) = alike(lambda device: _told(_audit(LinearModel(), "linf:0.02", device)))
+    assert any(run.name == "bounds" and run.tried for run in attacks)
+
+
+@pytest.mark.parametrize("how", ["noise", "detach", "quantize"])
+def test_an_audit_of_a_model_that_hides_its_gradient_tells_the_same(how: str) -> None:
+    alike(lambda device: _told(_audit(Masked(LinearModel(), how), "linf:0.02", device)))
+
+
+@pytest.mark.parametrize(
+    ("threat", "attacks"),
+    [
+        ("linf:0.02", ["art:ProjectedGradientDescent(max_iter=3)", "foolbox:LinfPGD(steps=3)"]),
+        (
+            "l2:0.15",
+            ["art:HopSkipJump(max_iter=1,max_eval=20,init_eval=5)", "foolbox:BoundaryAttack(steps=10)"],
+        ),
+    ],
+)
+def test_other_libraries_find_the_same(threat: str, attacks: list[str]) -> None:
+    settings: dict[str, Any] = {"attacks": attacks, "effort": "standard"}
+    (((*_, runs, _),), *_) = alike(lambda device: _told(_audit(Unproven(), threat, device, **settings)))
+    assert [run.status for run in runs if run.name in attacks] == ["done"] * len(attacks)
+
+
+def test_an_audit_with_a_surrogate_and_one_through_bpda_tell_the_same() -> None:
+    alike(lambda device: _told(_audit(Unproven(), "linf:0.02", device, surrogates=[LinearModel(1)])))
+    model = nn.Sequential(nn.Identity(), Unproven())
+    alike(lambda device: _told(_audit(model, "linf:0.02", device, bpda=["0"])))
+
+
+def test_an_audit_behind_masks_tells_the_same() -> None:
+    images = contract.batch(4)
+    labels = contract.predictions(contract.net(), images)
+
+    def run(device: str) -> Any:
+        return _told(
+            robust.audit(
+                contract.net(), (images, labels), ["patch:2x2"], behind="masking", attacks=["fgsm"], device=device,
+                precision="plain", class_names=list("abcd"),
+            )
+        )  # fmt: skip
+
+    alike(run)
+
+
+def test_corrupted_images_are_the_same() -> None:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(6), LinearModel())
+    labels = torch.arange(4)
+
+    def run(device: str) -> Any:
+        return _told(robust.audit(copy.deepcopy(model), (images, labels), ["corruptions:2"], device=device))
+
+    _, grid, _ = alike(run)
+    assert len(grid) > 20
+
+
+def test_a_record_made_here_holds_there(tmp_path: Path) -> None:
+    _audit(Unproven(), "linf:0.02", "cpu", out=tmp_path, attacks=["fgsm"], effort="standard")
+    replayed = alike(lambda device: verify_audit(tmp_path, Unproven(), device=device))
+    assert replayed["linf:0.02"].replayed > 0
+    assert replayed["linf:0.02"].failed == []
+
+
+# Lane
+
+
+@pytest.mark.parametrize("kind", ["bfloat16, folded", "float32, folded"])
+def test_a_copy_of_the_model_runs_there(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robust.lane.has_bfloat16", lambda _: True)
+    images = contract.batch(6)
+    labels = contract.predictions(contract.net(), images)
+    model = there(contract.net())
+    lane = make_lane(model, images.to(NAME), labels.to(NAME), kind=kind)
+    assert lane.report.kind == kind
+    assert "1 batch normalizations folded" in lane.report.detail
+    counted = CountedModel(model, lane)
+    found = PGD(EPS["linf"], steps=5)(counted, images.to(NAME), labels.to(NAME))
+    assert isinstance(found, Elsewhere)
+    assert counted.passes.backward > 0
+    if kind.startswith("float32"):
+        here = CountedModel(contract.net(), make_lane(contract.net(), images, labels, kind=kind))
+        torch.testing.assert_close(found.cpu(), PGD(EPS["linf"], steps=5)(here, images, labels))
+
+
+# Certificates
+
+
+@pytest.mark.parametrize("more", [{"attack": True, "beside": "cohen"}, {"precision": "bfloat16"}])
+def test_smoothing_certifies_the_same(more: dict[str, Any]) -> None:
+    images, labels = images_of(LinearModel(), 4, 1)
+
+    def run(device: str) -> Any:
+        found = robust.certify(LinearModel(), (images, labels), sigma=0.02, draws=4000, device=device, **more)
+        return [(part.rows, part.points) for part in found.methods], found.attack and found.attack.points
+
+    ((rows, _), *_), _ = alike(run)
+    assert any(row.radius > 0 for row in rows)
+
+
+@pytest.mark.parametrize("behind", ["masking", "bands"])
+def test_patch_certificates_are_the_same(behind: str) -> None:
+    images = contract.batch(6)
+    labels = torch.arange(6) % 4
+
+    def run(device: str) -> Any:
+        found = robust.certify_patches(
+            contract.net(), (images, labels), patch="2x2", behind=behind, attack=behind == "masking", device=device
+        )
+        return found.rows, found.certified
+
+    alike(run)
+
+
+# Hardening
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_defense_trains_the_same_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's own random numbers would lead to another model, so here it takes those of the CPU."""
+    monkeypatch.setattr(second_device.Backend, "generator", torch.default_generator)
+    kind = method(name)
+    threat = {("patch",): "patch:2x2", ("l2",): "l2:0.5"}.get(kind.norms, "linf:0.05")
+    data = quarters(24)
+
+    def run(device: str) -> Any:
+        torch.manual_seed(1)
+        defense = kind(threat, epochs=1, batch_size=12, precision="float32", device=device)
+        trained = defense.fit(contract.net(), data, data).model
+        assert next(iter(trained.parameters())).device.type == device
+        return [value.tolist() for value in trained.state_dict().values()]
+
+    alike(run)
+
+
+@pytest.mark.parametrize("name", ["free", "trades"])
+def test_a_training_killed_there_goes_on_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 12, "device": NAME, "averaging": "ema"}
+    defense, data = method(name)("linf:0.05", precision="bfloat16", **settings), quarters(24)
+    whole = defense.fit(contract.net(), data, data)
+    step = loop._Run._step
+
+    def dies_in_the_second_epoch(self: Any, *arguments: Any) -> Any:
+        if self.epochs:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", dies_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            defense.fit(contract.net(), data, data, out=tmp_path)
+    again = defense.fit(contract.net(), data, data, out=tmp_path)
+    assert len(again.history.epochs) == 2
+    assert identify(again.model) == identify(whole.model)
+
+
+# Patches
+
+
+@pytest.mark.parametrize("kind", ["universal", "stickers", "per-image"])
+def test_a_patch_is_the_same(kind: str, tmp_path: Path) -> None:
+    from robust.patches.making import make_patch
+
+    images = torch.rand(34, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(6), LinearModel())
+    labels = torch.arange(34) % 2
+
+    def run(device: str) -> Any:
+        made = make_patch(
+            copy.deepcopy(model), (images, labels), source="class 0", target="class 1", kind=kind, steps=2, batch=4,
+            draws=1, layouts=2, dpi=30, conditions="physical", device=device, out=tmp_path / device,
+        )  # fmt: skip
+        return made.patch.tolist(), made.cover.tolist(), made.record["figures"]
+
+    alike(run)
+
+
+def test_a_patch_against_a_detector_is_the_same() -> None:
+    images, boxes = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([BOX] * 3)
+
+    def run(device: str) -> Any:
+        detector = there(ColorDetector()) if device == NAME else ColorDetector()
+        result = attack_detector(
+            detector, images.to(device), boxes.to(device), DetectionGoal(RED, None, threshold=0.6),
+            OnSign(rectangle(16, 16, 0.25)), attack=PatchAttack(steps=3),
+        )  # fmt: skip
+        return result.patch.tolist()
+
+    alike(run)
