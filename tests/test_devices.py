@@ -32,6 +32,7 @@ from robust.auditing import verify_audit
 from robust.counting import CountedModel
 from robust.defenses.training import METHODS, loop, method
 from robust.detection import DetectionGoal, attack_detector
+from robust.errors import InputError
 from robust.lane import make_lane
 from robust.models import identify
 from robust.summary import AuditSummary
@@ -143,7 +144,7 @@ def _told(summary: AuditSummary) -> Any:
     return threats, grid, summary.clean_accuracy
 
 
-def _audit(model: nn.Module, threat: str, device: str, **settings: Any) -> AuditSummary:
+def _audit(model: Any, threat: str, device: str, **settings: Any) -> AuditSummary:
     images, labels = images_of(LinearModel(), 8, 1)
     settings = {"batch_size": 5, "effort": "quick", "precision": "plain", **settings}
     return robust.audit(copy.deepcopy(model), (images, labels), [threat], device=device, **settings)
@@ -218,6 +219,49 @@ def test_a_record_made_here_holds_there(tmp_path: Path) -> None:
     replayed = alike(lambda device: verify_audit(tmp_path, Unproven(), device=device))
     assert replayed["linf:0.02"].replayed > 0
     assert replayed["linf:0.02"].failed == []
+
+
+def test_models_that_are_plain_functions_are_asked_there() -> None:
+    def run(device: str) -> Any:
+        model = LinearModel().to(device)
+        return _told(_audit(lambda images: model(images), "linf:0.02", device, attacks=["pgd"], effort="standard"))
+
+    alike(run)
+
+
+class Constant(LinearModel):
+    """Keeps a tensor where ``to`` does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = torch.full((1, 3, 1, 1), 0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images - self.middle)
+
+
+class Outside(LinearModel):
+    """Leaves torch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(torch.from_numpy(images.numpy()))
+
+
+@pytest.mark.parametrize("kind", [Constant, Outside])
+def test_a_model_that_stays_behind_is_said(kind: type[nn.Module]) -> None:
+    with pytest.raises(InputError, match="--device cpu"):
+        _audit(kind(), "linf:0.02", NAME)
+
+
+def test_images_may_lie_there_already() -> None:
+    images, labels = images_of(LinearModel(), 8, 1)
+    settings: dict[str, Any] = {"attacks": ["pgd"], "precision": "plain"}
+    here = robust.audit(LinearModel(), (images, labels), ["linf:0.02"], device="cpu", **settings)
+    for device in ("cpu", NAME):
+        found = robust.audit(
+            there(LinearModel()), (images.to(NAME), labels.to(NAME)), ["linf:0.02"], device=device, **settings
+        )
+        assert _told(found) == _told(here)
 
 
 # Lane
