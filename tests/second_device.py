@@ -11,13 +11,13 @@ is experimental; ``MISSING`` is empty or says why it cannot be used here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NAME = "elsewhere"  # PyTorch adds a method of this name to modules, so no model may have one
 aten = torch.ops.aten
@@ -116,6 +116,19 @@ class Backend:
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
+
+
+def there(model: nn.Module) -> nn.Module:
+    return model.to(NAME)
+
+
+def alike(run: Callable[[str], Any]) -> Any:
+    """What ``run`` gives on the CPU, which must be what it gives there; the random state there stays as it is."""
+    here = run("cpu")
+    before = Backend.generator.get_state()
+    assert run(NAME) == here
+    assert torch.equal(Backend.generator.get_state(), before)
+    return here
 
 
 def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
