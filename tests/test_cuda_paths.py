@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,7 @@ from robust.defenses.training.precision import training_dtype
 from robust.float32 import exact_float32, rounding_unit
 from robust.lane import has_bfloat16
 from robust.memory import Fitting, OutOfMemory
+from robust.randomness import own_random
 from robust.request import choose_device
 
 Command = Callable[..., tuple[int, str, str]]
@@ -247,3 +249,22 @@ def test_training_takes_bfloat16_from_ampere_on(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert training_dtype("auto", CUDA) == dtype
     assert training_dtype("float32", CUDA) == torch.float32
+
+
+# Random numbers
+
+
+def test_cudas_random_state_is_kept_and_no_other_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    state = torch.zeros(16, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: done.append(("kept", device)) or state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda saved, device: done.append(("put back", saved, device)))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(done.append(("current", device))))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: done.append(("seeded", seed)))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: done.append("all"))
+    before, second = torch.get_rng_state(), torch.device("cuda", 1)
+    with own_random(second, 5):
+        drawn = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    assert done == [("kept", second), ("current", second), ("seeded", 5), ("put back", state, second)]
