@@ -159,8 +159,10 @@ def _status(ledger: Ledger, threat: ThreatModel, name: str, runs: list[Run]) -> 
                 return status, run.detail
     if name == BOUNDS:
         return "done", runs[0].detail
-    if name == CHECKS or ledger.meta(f"finished {threat.text} {name}"):
+    if name == CHECKS:
         return "done", ""
+    if ledger.meta(f"finished {threat.text} {name}"):
+        return "done", next((run.detail for run in runs if run.detail), "")
     return ("unfinished", "the budget ran out") if runs else ("skipped", "the budget ran out")
 
 

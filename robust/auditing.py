@@ -23,12 +23,14 @@ from robust.describing import describe_data, describe_model, name_of
 from robust.draws import Voting, drawn
 from robust.errors import InputError, OtherAuditError
 from robust.evidence import Replay, replay
+from robust.float32 import exact_float32
 from robust.lane import Lane, make_lane
 from robust.ledger import ImageRow, Ledger
 from robust.models import Backward, check_fronts, check_model, evaluating, identify, load_model
 from robust.places import check_folder
 from robust.plan import Access, standard_attacks
 from robust.progress import Progress, Silent
+from robust.randomness import own_random
 from robust.reports import write_report
 from robust.request import (
     LEDGER,
@@ -51,6 +53,7 @@ from robust.threats import ThreatModel
 _CALIBRATION = 64
 
 
+@exact_float32()
 def audit(
     model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
     data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",
@@ -143,10 +146,11 @@ def audit(
     called = name or name_of(model)
     fronts = check_fronts(network, bpda)
     first = images.batch(range(min(8, len(images)))).to(request.device)
-    classes = check_model(network, first, images.labels, len(images.class_names))
-    others = load_surrogates(surrogates, first, classes, request.device, trust)
-    size = batch_size or comfortable_batch(network, first[:1])
-    predictions = _clean_pass(network, images, request.device, size, progress)
+    with own_random(request.device, seed):  # a random model must answer alike from run to run
+        classes = check_model(network, first, images.labels, len(images.class_names))
+        others = load_surrogates(surrogates, first, classes, request.device, trust)
+        size = batch_size or comfortable_batch(network, first[:1])
+        predictions = _clean_pass(network, images, request.device, size, progress)
     shown = called if behind is None else f"{called}, behind {behind}"
     record, described = describe_model(model, network, classes, shown), describe_data(images, available)
     grid = Grid(severities, load_baseline(baseline, first, classes, described, request, trust))
@@ -297,6 +301,7 @@ def _difference(ledger: Ledger, identity: dict[str, Any], rows: list[ImageRow]) 
     return None
 
 
+@exact_float32()
 def verify_audit(
     folder: str | Path,
     model: str | Path | nn.Module | Callable[[Tensor], Tensor],

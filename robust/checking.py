@@ -19,6 +19,7 @@ from robust.errors import NoGradientError
 from robust.evidence import replay
 from robust.ledger import Run
 from robust.plan import Access, Step
+from robust.randomness import own_random
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
 
@@ -88,7 +89,7 @@ def run_checks(job: Job, key: str, threat: ThreatModel, chosen: Sequence[checks.
         if sample is not None and not job.out_of_time:
             label = f"{key} {check.__name__}"
             if job.ledger.meta(label) is None:
-                with Charged(job, threat) as charged:
+                with own_random(job.device, job.seed), Charged(job, threat) as charged:
                     record = check(sample)
                 charged.to(record.name, len(sample))
                 keep(job, key, record)

@@ -369,4 +369,13 @@ def main() -> NoReturn:
         after_the_first()
         print(f"robust: {error}", file=sys.stderr)
         sys.exit(INCONCLUSIVE)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # known by its name, because torch may not have been loaded
+            raise
+        after_the_first()
+        print(
+            "robust: the device ran out of memory; give a smaller --batch-size (and another --out), or --device cpu",
+            file=sys.stderr,
+        )
+        sys.exit(INCONCLUSIVE)
     sys.exit(0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust.counting import CountedModel
 from robust.ledger import Ledger
+from robust.randomness import own_random
 from robust.summary import CheckRecord
 
 ATTACK_DRAWS = 8
@@ -102,8 +103,7 @@ class Stream:
     @contextmanager
     def next(self, device: torch.device) -> Iterator[None]:
         self.calls += 1
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.calls) % 2**63)
+        with own_random(device, (self.seed * 0x9E3779B97F4A7C15 + self.calls) % 2**63):
             yield
 
 

@@ -7,7 +7,7 @@ lies inside the threat model and is misclassified.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -34,6 +34,13 @@ class Confirmed:
     prediction: Tensor
     confidence: Tensor
     eight_bit: Tensor
+
+    @staticmethod
+    def joined(parts: Sequence[Confirmed]) -> Confirmed:
+        """One outcome for the claims of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Confirmed(*(torch.cat([getattr(part, entry.name) for part in parts]) for entry in fields(Confirmed)))
 
 
 def confirm(

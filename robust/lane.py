@@ -7,8 +7,6 @@ measured to be faster; else the next safer one is tried, down to the model itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from typing import Any
@@ -20,6 +18,7 @@ from robust.calibration import Basis, basis_of, first_line, gradient_at, measure
 from robust.copying import Recipe, fast_copy, unfit
 from robust.errors import InputError, unknown
 from robust.models import evaluating
+from robust.randomness import own_random
 
 PRECISIONS = ("auto", "float32", "plain")
 KINDS = ("bfloat16, folded", "float32, folded", "plain")
@@ -108,7 +107,7 @@ def make_lane(
     if reason:
         return _plain(model, reason)
     images, labels = images[:_MOST_IMAGES].detach().float(), labels[:_MOST_IMAGES]
-    with torch.inference_mode(False), _own_randomness(images.device), evaluating(model), torch.no_grad():
+    with torch.inference_mode(False), own_random(images.device), evaluating(model), torch.no_grad():
         dtypes = _dtypes(images.device, precision, kind)
         return _calibrated(model, images.clone(), labels.clone(), dtypes, by_speed=kind is None)
 
@@ -217,9 +216,3 @@ def _at_rest(model: nn.Module) -> bool:
     return not any(module.training for module in model.modules()) and not any(
         parameter.requires_grad for parameter in model.parameters()
     )
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -44,6 +45,30 @@ def normal(seeds: Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype 
 def integers(seeds: Tensor, stream: int, shape: Sequence[int], high: Tensor | int) -> Tensor:
     """Whole numbers in [0, high), int64, shape (N, *shape); ``high`` broadcasts over them."""
     return (uniform(seeds, stream, shape, torch.float64) * high).long()
+
+
+@contextmanager
+def own_random(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """For code that draws from torch's global generators: those of the CPU and of ``device`` are as before afterwards.
+
+    With a ``seed`` both start from it.
+    """
+    # On Apple's devices a state has no device, and cannot be kept by this function.
+    kept = [] if device.type in ("cpu", "mps") else [device]
+    with torch.random.fork_rng(devices=kept, device_type=device.type if kept else "cpu"):
+        if seed is not None:
+            seed_all(device, seed)
+        yield
+
+
+def seed_all(device: torch.device, seed: int) -> None:
+    """Seed torch's global generators of the CPU and of ``device``. `torch.manual_seed` reaches every other device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
 
 
 def _bits(seeds: Tensor, stream: int, shape: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from robust.counting import CountedModel
 from robust.draws import ATTACK_DRAWS, VOTES, Stream, Voting
 from robust.errors import NoGradientError
 from robust.ledger import Ledger
+from robust.memory import Fitting
 from robust.models import evaluating
 from robust.plan import standard_attacks
 from robust.stats import clopper_pearson, mean_rate
@@ -107,7 +108,7 @@ def _rates(job: Job, threat: ThreatModel, ids: list[int], stream: Stream) -> lis
 def _climbed(job: Job, threat: ThreatModel, images: Tensor, labels: Tensor, more: int = 1) -> Tensor:
     attack = PGDEOT(threat.eps, norm=threat.norm, seed=job.seed, steps=20 * more, eot=more)
     try:
-        return attack(job.counted, images, labels)
+        return torch.cat(Fitting().run(lambda part: attack(job.counted, images[part], labels[part]), len(images)))
     except NoGradientError:
         return images.clone()
 

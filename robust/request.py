@@ -109,7 +109,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()  # which "meta", a device without numbers, cannot give
     except (RuntimeError, AssertionError) as error:
         message = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used here ({message}); choose cpu, cuda or auto") from None

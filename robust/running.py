@@ -28,6 +28,7 @@ from robust.data import ImageSet
 from robust.errors import InputError, NoGradientError
 from robust.evidence import Confirmed, confirm, findings, query_rows
 from robust.ledger import Ledger, Queries, Row, Run
+from robust.memory import Fitting
 from robust.models import Backward
 from robust.plan import Step, steps
 from robust.progress import Progress
@@ -160,6 +161,15 @@ class Attempted:
     names: list[str | None]
     queries: list[Queries] = field(default_factory=list)
 
+    @staticmethod
+    def joined(parts: Sequence[Attempted]) -> Attempted:
+        """What came of the batch that these are the parts of."""
+        return Attempted(
+            Confirmed.joined([part.confirmed for part in parts]),
+            [name for part in parts for name in part.names],
+            [row for part in parts for row in part.queries],
+        )
+
 
 Attempt = Callable[[Tensor, Tensor, list[int]], Attempted]
 
@@ -168,24 +178,30 @@ def _run_batches(job: Job, threat: ThreatModel, name: str, ids: list[int], attem
     """Run what is not yet in the ledger; a step is marked finished once every batch has been tried."""
     done = {run.batch: run for run in job.ledger.runs(threat.text) if run.attack == name and run.status == "done"}
     runs: list[Run] = []
+    fitting = Fitting()
     for number, batch in enumerate(batches(ids, job.batch_size)):
         if number not in done:
             if job.out_of_time:
                 return runs
-            done[number] = _run_batch(job, threat, name, number, batch, attempt)
+            done[number] = _run_batch(job, threat, name, number, batch, attempt, fitting)
         runs.append(done[number])
         job.progress.advance(len(batch))
     job.ledger.set_meta(f"finished {threat.text} {name}", True)
     return runs
 
 
-def _run_batch(job: Job, threat: ThreatModel, name: str, number: int, ids: list[int], attempt: Attempt) -> Run:
+def _run_batch(
+    job: Job, threat: ThreatModel, name: str, number: int, ids: list[int], attempt: Attempt, fitting: Fitting
+) -> Run:  # fmt: skip
     images, labels = job.load(ids)
     before, start = job.counted.passes, time.perf_counter()
     status, detail, found, rejected = "done", "", [], 0
     queries: list[Queries] = []
     try:
-        attempted = attempt(images, labels, ids)
+        parts = fitting.run(lambda part: attempt(images[part], labels[part], ids[part]), len(ids))
+        attempted = Attempted.joined(parts)
+        if len(parts) > 1:
+            detail = f"in {len(parts)} parts: the device's memory did not suffice for {len(ids)} images at a time"
         confirmed, queries = attempted.confirmed, attempted.queries
         found = findings(confirmed, ids, attempted.names)
         rejected = int((confirmed.claimed & ~confirmed.broken).sum()) if name != CURVE else 0

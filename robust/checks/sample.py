@@ -14,6 +14,7 @@ from robust.attacks.base import Attack, Goal, Loss, loss_and_gradient
 from robust.calibration import first_line
 from robust.draws import Averaged
 from robust.errors import NoGradientError
+from robust.memory import Fitting, OutOfMemory
 from robust.models import evaluating
 from robust.summary import CheckRecord
 from robust.threats import ThreatModel
@@ -71,16 +72,18 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 def gradient_of(sample: Sample, loss: Loss, points: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Loss (N,) and its gradient at ``points``, by default the images. Raises NoGradientError where there is none."""
     points = sample.images if points is None else points
-    values, gradients = [], []
+
+    def look(piece: slice) -> tuple[Tensor, Tensor]:
+        try:
+            values, _, gradient = loss_and_gradient(sample.model, points[piece], Goal(sample.labels[piece]), loss)
+        except OutOfMemory:
+            raise
+        except RuntimeError as error:
+            raise NoGradientError(f"the model fails where a gradient is taken: {first_line(error)}") from error
+        return values, gradient
+
     with evaluating(sample.model):
-        for start in range(0, len(sample), sample.batch_size):
-            piece = slice(start, start + sample.batch_size)
-            try:
-                found = loss_and_gradient(sample.model, points[piece], Goal(sample.labels[piece]), loss)
-            except RuntimeError as error:
-                raise NoGradientError(f"the model fails where a gradient is taken: {first_line(error)}") from error
-            values.append(found[0])
-            gradients.append(found[2])
+        values, gradients = zip(*Fitting(sample.batch_size).run(look, len(sample)), strict=True)
     return torch.cat(values), torch.cat(gradients)
 
 
@@ -99,14 +102,17 @@ def fooled(sample: Sample, points: Tensor) -> Tensor:
 
 def broken(sample: Sample, attack: Attack) -> Tensor:
     """Which images an attack breaks, as :func:`fooled` says; none where it finds no gradient. Runs once per sample."""
+
+    def attacked(piece: slice) -> Tensor:
+        try:
+            return attack(sample.model, sample.images[piece], sample.labels[piece])
+        except OutOfMemory:
+            raise
+        except (NoGradientError, RuntimeError):  # the latter from a step outside of torch
+            return sample.images[piece]
+
     if attack not in sample.results:
-        found = sample.images.clone()
-        for start in range(0, len(sample), sample.batch_size):
-            piece = slice(start, start + sample.batch_size)
-            try:
-                found[piece] = attack(sample.model, sample.images[piece], sample.labels[piece])
-            except (NoGradientError, RuntimeError):  # the latter from a step outside of torch
-                continue
+        found = torch.cat(Fitting(sample.batch_size).run(attacked, len(sample)))
         sample.results[attack] = fooled(sample, found)
     return sample.results[attack]
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robust.attacks import PGD
 from robust.checks.sample import Sample, fooled, logits_of
-from robust.randomness import image_seeds
+from robust.randomness import image_seeds, own_random
 from robust.threats import NORMS
 
 _COPIES = 4
@@ -22,9 +22,7 @@ _SIDE = 32
 
 def transferred(sample: Sample) -> Tensor:
     """Which images, (N,) as :func:`~robust.checks.sample.fooled` says, fall to PGD on the substitute."""
-    devices = [sample.images.device] if sample.images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(sample.seed)
+    with own_random(sample.images.device, sample.seed), torch.inference_mode(False), torch.enable_grad():
         substitute = _trained(sample)
     threat = sample.threat
     attack = PGD(threat.eps, norm=threat.norm, seed=sample.seed, steps=20, loss="margin")
@@ -42,11 +40,12 @@ def _trained(sample: Sample) -> nn.Module:
     answers = torch.cat([logits_of(sample.model, part) for part in torch.split(images, sample.batch_size)])
     scale = answers.std().clamp_min(1e-12)
     wanted = (answers / scale).softmax(1)
-    net = _Substitute(images.shape[1], answers.shape[1]).to(images.device)
-    net(images[:2])  # shapes its lazy layers
+    net = _Substitute(images.shape[1], answers.shape[1])
+    net(images[:2].cpu())  # shapes its lazy layers: here, so that their weights are the same on every device
+    net.to(images.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(_STEPS):
-        batch = torch.randint(len(images), (_BATCH,), device=images.device)
+        batch = torch.randint(len(images), (_BATCH,)).to(images.device)
         loss = F.cross_entropy(net(images[batch]), wanted[batch])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import torch
+
 from robust.attacks import FGSM, PGD, PGDEOT, Attack, UniformNoise
 from robust.checks.sample import Sample, broken, fooled, pgd, record, size_text
 from robust.checks.silent import Watched
 from robust.checks.substitute import transferred
 from robust.errors import NoGradientError
+from robust.memory import Fitting
 from robust.summary import CheckRecord
 
 # Honest nets trained against attacks differ by up to 7 images in 100.
@@ -89,7 +92,8 @@ def successes_are_kept(sample: Sample) -> CheckRecord:
     watched = Watched(sample.model, images, labels, sample.threat)
     attack = pgd(sample, sample.threat.eps, "margin")
     try:
-        found = attack(watched, images, labels)
+        parts = Fitting(sample.batch_size).run(lambda part: attack(watched, images[part], labels[part]), len(images))
+        found = torch.cat(parts)
     except NoGradientError as error:
         return record("silent", title, None, str(error).splitlines()[0], meaning, weight="advice")
     returned = fooled(_part(sample, few), found)

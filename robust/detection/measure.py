@@ -17,6 +17,7 @@ from robust.detection.average_precision import AveragePrecision, average_precisi
 from robust.detection.detector import Detection, Detector, detect, sensitive
 from robust.detection.goals import DetectionGoal
 from robust.detection.scenes import FRAME, patched, seen
+from robust.float32 import exact_float32
 from robust.randomness import image_seeds
 from robust.stats import mean_rate
 from robust.summary import MeanRate
@@ -65,6 +66,7 @@ class DetectionMeasurement:
     bands: list[DistanceBand]
 
 
+@exact_float32()
 def measure_detector(
     detector: Detector,
     images: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robust.errors import InputError
 from robust.models.state import evaluating
-from robust.models.wrappers import Normalized
+from robust.models.wrappers import CallableModel, Normalized
 
 _BATCH = 8
 
@@ -40,8 +40,10 @@ def check_model(model: nn.Module, images: Tensor, labels: Tensor, n_classes_name
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU where there is none."""
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    """The device of the first parameter or buffer, or the one a plain function was moved to; else the CPU."""
+    weights = (tensor.device for tensor in chain(model.parameters(), model.buffers()))
+    functions = (module.place for module in model.modules() if isinstance(module, CallableModel))
+    return next(chain(weights, functions), torch.device("cpu"))
 
 
 def _require_finite_weights(model: nn.Module) -> None:
@@ -77,7 +79,7 @@ def _logits(model: nn.Module, images: Tensor) -> Any:
     except Exception as error:
         shape = tuple(images.shape[1:])
         raise InputError(
-            f"the model failed on images of shape {shape}: {_reason(error)}; {_remedy(model, images)}"
+            f"the model failed on images of shape {shape}: {_reason(error)}; {_remedy(model, images, str(error))}"
         ) from error
 
 
@@ -88,7 +90,9 @@ def _reason(error: Exception) -> str:
     return line[:200].strip(" .:")
 
 
-def _remedy(model: nn.Module, images: Tensor) -> str:
+def _remedy(model: nn.Module, images: Tensor, told: str) -> str:
+    if device_of(model).type != "cpu" and any(sign in told for sign in ("same device", "device type", ".numpy()")):
+        return "keep its tensors as buffers, which move with it, or give --device cpu"
     taken, given = _input_channels(model), images.shape[1]
     if taken is None or taken == given:
         return "give --resize HxW with the size that the model was trained on"

@@ -47,12 +47,19 @@ class Normalized(nn.Module):
 class CallableModel(nn.Module):
     """A plain function from images to logits as a module without weights.
 
+    ``place``: the device that it was last moved to, and that its images are sent to.
     Raises NoGradientError where the function leaves torch (for NumPy, say) although a gradient is asked for.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function
+        self.place = torch.device("cpu")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CallableModel:
+        self.place = fn(torch.empty(0, device=self.place)).device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, images: Tensor) -> Any:
         try:

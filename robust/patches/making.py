@@ -29,6 +29,7 @@ from robust.attacks.patch import (
 from robust.counting import CountedModel
 from robust.describing import circumstances, describe_data, describe_model
 from robust.errors import InputError
+from robust.float32 import exact_float32
 from robust.models import check_model, identify, load_model
 from robust.patches.photographs import (
     Pictures,
@@ -68,6 +69,7 @@ class Patching:
     out: Path
 
 
+@exact_float32()
 def make_patch(
     model: str | Path | nn.Module, data: Any, *, source: str, target: str | None = None, train_data: Any = None,
     kind: str = "stickers", area: float = 0.1, mask: str = "octagon", sign_share: float = 0.8, count: int = 2,

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from robust.errors import NoGradientError, RobustError
+from robust.memory import OutOfMemory
+from robust.randomness import own_random, seed_all
 
 _NO_GRADIENT = ("does not require grad", "Gradient term in PyTorch model is `None`")
 
@@ -22,13 +24,9 @@ def own_randomness(device: torch.device) -> Iterator[Callable[[int], None]]:
     def seed(value: int) -> None:
         random.seed(value)
         np.random.seed(value % 2**32)
-        # Not torch.manual_seed: that reaches every device, and only this one is put back.
-        torch.default_generator.manual_seed(value)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(value)
+        seed_all(device, value)
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_random(device):
         try:
             yield seed
         finally:
@@ -49,7 +47,7 @@ def renamed_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except RobustError:
+    except (RobustError, OutOfMemory):
         raise
     except Exception as error:
         inner: BaseException | None = error

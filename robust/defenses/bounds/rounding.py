@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from robust.float32 import rounding_unit
+
 _UNIT = 2.0**-24  # float32, rounding to nearest
 
 
@@ -20,14 +22,9 @@ def gamma(terms: int) -> float:
 
 
 def product_error(device: torch.device) -> float:
-    """What multiplying in less than float32 adds: TF32 on CUDA (10 bits kept), or bfloat16 (7) where torch may use it.
+    """What multiplying in less than float32 adds: TF32 (10 bits kept) or bfloat16 (7), where torch may use them.
 
     A product of two rounded factors is off by two roundings and their product.
     """
-    allowed = torch.get_float32_matmul_precision()
-    unit = 0.0
-    if allowed == "medium":
-        unit = 2.0**-8
-    elif device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or allowed != "highest"):
-        unit = 2.0**-11
+    unit = rounding_unit(device)
     return 2 * unit + unit * unit

@@ -22,6 +22,7 @@ from robust.defenses.smoothing.attacking import CertificateBroken
 from robust.defenses.smoothing.journal import Journal
 from robust.describing import circumstances, describe_data, describe_model, name_of
 from robust.errors import InputError
+from robust.float32 import exact_float32
 from robust.models import check_model, evaluating, load_model
 from robust.places import check_folder
 from robust.progress import Progress, Silent
@@ -33,6 +34,7 @@ JOURNAL, SUMMARY = "certify.jsonl", "certify.json"
 _KIND = "patch"
 
 
+@exact_float32()
 def certify_patches(
     model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
     data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",

@@ -31,6 +31,7 @@ from robust.defenses.smoothing.smoothed import SmoothedClassifier
 from robust.defenses.smoothing.summing import attack_result, method_result
 from robust.describing import circumstances, describe_data, describe_model, name_of
 from robust.errors import InputError
+from robust.float32 import exact_float32
 from robust.models import check_model, evaluating, load_model
 from robust.places import check_folder
 from robust.progress import Progress, Silent
@@ -47,6 +48,7 @@ _STREAMS = {
 }
 
 
+@exact_float32()
 def certify(
     model: str | Path | nn.Module | Callable[[Tensor], Tensor] = "demo",
     data: str | Path | ImageSet | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor] = "demo",

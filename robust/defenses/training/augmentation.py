@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robust.errors import InputError, unknown
+from robust.randomness import own_random
 
 Augmentation = Callable[[Tensor], Tensor]
 NAMES = ("shift", "flip", "light", "turn", "erase", "none")
@@ -116,7 +117,7 @@ def augmentation(given: str | Augmentation | Sequence[str | Augmentation] | None
 
 def check_augmentation(augment: Augmentation, images: Tensor) -> None:
     """Raises InputError where ``augment`` does not give images of the same shape and range."""
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+    with own_random(images.device):
         changed = augment(images)
     if not isinstance(changed, Tensor) or changed.shape != images.shape or not changed.is_floating_point():
         found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__

@@ -27,8 +27,10 @@ from robust.defenses.training.processes import Processes, join
 from robust.defenses.training.schedule import rate
 from robust.defenses.training.validation import Gap, Held
 from robust.errors import InputError, RobustError
+from robust.float32 import exact_float32
 from robust.models import CallableModel, ExportedModel, check_model, identify
 from robust.progress import Progress, Silent
+from robust.randomness import own_random, seed_all
 
 HISTORY = "history.json"
 HELD_SHARE = 0.1
@@ -49,12 +51,9 @@ def train_model(
     device = processes.device
     _check_fit(defense, model, data, held, device)
     processes.check(min(defense.batch_size, len(data)))
-    cuda = [device] if device.type == "cuda" else []
     with (
-        torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=cuda),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        torch.inference_mode(False), torch.enable_grad(), own_random(device, defense.seed), exact_float32(),
     ):  # fmt: skip
-        torch.manual_seed(defense.seed)
         shown = progress if progress and processes.first else Silent()
         run = _Run(defense, _own_copy(model, defense.fresh).to(device), data, held, processes, shown)
         return run.to_the_end(out, _identity(defense, model, data, held))
@@ -158,7 +157,7 @@ class _Run:
     def _epoch(self, number: int) -> None:
         started, processor = time.perf_counter(), time.process_time()
         # One seed an epoch: a run that goes on from a checkpoint draws what the unbroken run drew.
-        torch.manual_seed(self.defense.seed * 1_000_003 + number)
+        seed_all(self.device, self.defense.seed * 1_000_003 + number)
         self.good = self._weights()
         self.progress.stage(f"{self.defense.name}  epoch {number}/{self.defense.epochs}", len(self.images))
         loss = self._pass_over()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from robust.errors import InputError
+from robust.randomness import own_random
 from robust.request import choose_device
 
 _LONGEST_WAIT = timedelta(days=7)  # the others wait while the first audits
@@ -130,8 +131,7 @@ class Processes:
         if self.count == 1:
             yield
             return
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed * self.count + self.rank)
+        with own_random(self.device, seed * self.count + self.rank):
             yield
 
     def told(self, model: nn.Module) -> str:
