@@ -79,8 +79,7 @@ class Linf(Norm):
         return delta.flatten(1).abs().amax(1)
 
     def project(self, points: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
-        radius = per_image(eps, images)
-        return points.clamp(images - radius, images + radius).clamp_(0, 1)
+        return self.into(images, eps)(points)
 
     def into(self, images: Tensor, eps: float | Tensor) -> Callable[[Tensor], Tensor]:
         radius = per_image(eps, images)

@@ -74,7 +74,7 @@ def _climb(seeds: Tensor) -> Climb:
         points = previous = geometry.random(images, eps, own, _STREAMS * run.stream)
         direction = torch.zeros_like(points)
         if phase.biased:
-            points = previous = _biased_start(seen, phase.biased, run, points, seeds)
+            points = previous = _biased_start(seen, phase.biased, run, points, own)
         if phase.rough:
             points = previous = torch.where(per_image(run.turn % 2, points) == 0, seen.best[index], points)
         first = 1 if phase.biased or phase.rough else 2
@@ -114,7 +114,7 @@ def _biased_start(seen: Seen, steps: int, run: Run, points: Tensor, seeds: Tenso
     """
     index, goal = run.index, run.aim
     stream = _STREAMS * run.stream + _STREAMS - 1  # the last one: the random start takes the first
-    weights = 2 * randomness.uniform(seeds[index] + run.turn * _TURN, stream, seen.lead.shape[1:], points.dtype) - 1
+    weights = 2 * randomness.uniform(seeds, stream, seen.lead.shape[1:], points.dtype) - 1
     for classes, sign in ((goal.labels, -1), (goal.targets, 1)):
         assert classes is not None, "biased starts are for runs towards a class"
         weights.scatter_(1, classes[:, None], sign * (0.1 + 0.9 * weights.gather(1, classes[:, None]).abs()))
@@ -126,5 +126,5 @@ def _biased_start(seen: Seen, steps: int, run: Run, points: Tensor, seeds: Tenso
 
 def _distance(seen: Seen, index: Tensor) -> Tensor:
     """How far the boundary would be from the best point if the model were linear, in the threat's norm."""
-    values, gradient = seen.margin_at_best(index)
+    values, _, gradient = seen.margin_at_best(index)
     return -values / dual_length(gradient, seen.geometry)

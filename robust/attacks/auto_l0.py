@@ -115,7 +115,7 @@ def _scaled(gradient: Tensor) -> Tensor:
 
 def _distance(seen: Seen, index: Tensor) -> Tensor:
     """How many more values, to first order, it would take from the best point to the boundary."""
-    values, gradient = seen.margin_at_best(index)
+    values, _, gradient = seen.margin_at_best(index)
     images, points = seen.images[index], seen.best[index]
     gain = (seen.geometry.steepest(gradient, points, float(images[0].numel())) - points) * gradient
     gain = torch.where(points == images, gain, 0.0).flatten(1)

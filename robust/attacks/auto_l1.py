@@ -67,6 +67,6 @@ _NARROW = 0.6
 
 def _distance(seen: Seen, index: Tensor) -> Tensor:
     """How far, in l1, the boundary would be from the best point if the model were linear and the box far away."""
-    values, gradient = seen.margin_at_best(index)
+    values, _, gradient = seen.margin_at_best(index)
     distance: Tensor = -values / gradient.flatten(1).abs().amax(1).clamp_min(1e-30)
     return distance

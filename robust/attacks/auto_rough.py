@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robust.attacks.base import Goal, Loss, exact, loss_and_gradient
-from robust.attacks.losses import margin
-from robust.attacks.seen import Run, Seen, lead
+from robust.attacks.base import exact, loss_and_gradient
+from robust.attacks.losses import lead, margin
+from robust.attacks.seen import Run, Seen
 from robust.threats import per_image
 
 # An image counts as rough where the gradient at its best point and that at any of this many random points, at up to
@@ -45,13 +45,15 @@ class Roughness:
 
     def _ask(self, seen: Seen, index: Tensor) -> Tensor:
         goal, best = seen.goal[index], seen.best[index]
-        here, logits = _gradient(seen, best, goal, margin)
+        _, logits, here = seen.margin_at_best(index)
         # Another class may lead nearby, which is no roughness.
-        towards, loss = (goal, margin) if goal.targets is not None else (_leading(logits, goal), lead)
+        leading = logits.scatter(1, goal.labels[:, None], -torch.inf).argmax(1)
+        loss = margin if goal.targets is not None else lead(leading)
         rough = torch.zeros_like(index, dtype=torch.bool)
         for look in range(_LOOKS):
-            there, _ = _gradient(seen, nearby(seen, index, best, _AWAY, self._seeds[index], 0, look), towards, loss)
-            rough |= torch.cosine_similarity(here, there) < _ALIKE
+            points = nearby(seen, index, best, _AWAY, self._seeds[index], 0, look)
+            there = loss_and_gradient(exact(seen.model), points, goal, loss)[2].nan_to_num()
+            rough |= torch.cosine_similarity(here.flatten(1), there.flatten(1)) < _ALIKE
         return rough
 
 
@@ -67,13 +69,3 @@ def averaged(here: Tensor, there: Tensor, before: Tensor) -> Tensor:
     total = here + there
     size = total.flatten(1).abs().mean(1).clamp_min(1e-30)
     return total / per_image(size, total) + _KEPT * before
-
-
-def _gradient(seen: Seen, points: Tensor, goal: Goal, loss: Loss) -> tuple[Tensor, Tensor]:
-    """The loss's gradient, flat and without NaN, and the logits; of the model itself."""
-    _, logits, gradient = loss_and_gradient(exact(seen.model), points, goal, loss)
-    return gradient.nan_to_num().flatten(1), logits
-
-
-def _leading(logits: Tensor, goal: Goal) -> Goal:
-    return Goal(goal.labels, logits.scatter(1, goal.labels[:, None], -torch.inf).argmax(1))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.attacks import losses
 from robust.attacks.base import Goal, Loss, Model, exact, fooled, linear_distances, loss_and_gradient
 from robust.attacks.losses import margin
 from robust.threats import Norm
@@ -144,10 +145,10 @@ class Seen:
         size = max(len(self.images), _FEWEST)
         return [slice(at, at + size) for at in range(0, len(index), size)]
 
-    def margin_at_best(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The margin at the best points, (n,), and its gradient; nothing is noted."""
-        values, _, gradient = loss_and_gradient(exact(self.model), self.best[index], self.goal[index], margin)
-        return values, gradient.nan_to_num()
+    def margin_at_best(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The margin at the best points, (n,), their logits and its gradient, without NaN; nothing is noted."""
+        values, logits, gradient = loss_and_gradient(exact(self.model), self.best[index], self.goal[index], margin)
+        return values, logits, gradient.nan_to_num()
 
     def _note(self, index: Tensor, points: Tensor, logits: Tensor, model: Model) -> None:
         """``logits`` are the model's at the points; what a fast copy says it broke is run again."""
@@ -259,8 +260,7 @@ def _lead(logits: Tensor, goal: Goal) -> Tensor:
 def lead(logits: Tensor, goal: Goal) -> Tensor:
     """z_t - z_y."""
     assert goal.targets is not None
-    found = logits.gather(1, torch.stack([goal.targets, goal.labels], 1))
-    return found[:, 0] - found[:, 1]
+    return losses.lead(goal.targets)(logits, goal)
 
 
 def probability_margin(logits: Tensor, goal: Goal) -> Tensor:
