@@ -12,6 +12,7 @@ import torch
 
 from robust import checks
 from robust.attacks.losses import margin
+from robust.attacks.registry import find
 from robust.checks import sentinels
 from robust.checks.sample import gradient_of, logits_of
 from robust.draws import Voting
@@ -126,7 +127,10 @@ def finding_checks(job: Job, threat: ThreatModel, plan: list[Step]) -> None:
     )
     if blind(job):  # who may ask more often breaks more, and nothing is wrong with that
         as_advice(job, threat.text, "converged")
-    keep(job, threat.text, sentinels.queries_find_no_more(*_sentinel(job, threat, plan, "black-box"), job.random))
+    for_all = [step.attack for step in plan if step.check is None]
+    asked = [attack for attack in for_all if find(attack).knowledge in ("score", "decision")]
+    result = _sentinel(job, threat, plan, "black-box")
+    keep(job, threat.text, sentinels.queries_find_no_more(*result, job.random, asked))
     result = _sentinel(job, threat, plan, "surrogate")
     keep(job, threat.text, sentinels.transfer_finds_no_more(*result, len(job.surrogates)))
     if not job.out_of_time:

@@ -57,6 +57,14 @@ def test_robust_accuracy_is_the_closed_form(norm: str) -> None:
     assert result.verdict == "sound", result.reasons
 
 
+def test_in_l0_the_query_attack_that_every_image_meets_is_not_said_to_be_missing() -> None:
+    result = audited(threats=["l0:2"]).threats[0]
+    assert next(attack for attack in result.attacks if attack.name == "sparse-rs(queries=500)").status == "done"
+    asked = check(result, "black-box")
+    assert asked.passed is None
+    assert "no query attack followed sparse-rs(queries=500)" in asked.detail
+
+
 def test_under_a_patch_too() -> None:
     """The patch given in pixels; of a linear model every place can be tried."""
     model = LinearModel()

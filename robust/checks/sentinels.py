@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from robust.checks.sample import record
 from robust.summary import CheckRecord
 
 
-def queries_find_no_more(tried: int | None, broken: int, random: bool = False) -> CheckRecord:
+def queries_find_no_more(
+    tried: int | None, broken: int, random: bool = False, asked: Sequence[str] = ()
+) -> CheckRecord:  # fmt: skip
     """From a query attack on images that stood against every gradient attack; ``tried`` None: it did not run.
 
-    ``random``: one image in 20 may fall to another draw."""
+    ``random``: one image in 20 may fall to another draw. ``asked``: query attacks that all images meet anyway."""
     passed = None if tried is None else broken <= (max(1, tried // 20) if random else 0)
+    detail = _sentinel("the query attack", tried, broken)
+    if tried is None and asked:
+        detail = f"no query attack followed {' and '.join(asked)}, planned for every image left standing"
     return record(
-        "black-box", "No query attack finds what gradients missed", passed,
-        _sentinel("the query attack", tried, broken),
+        "black-box", "No query attack finds what gradients missed", passed, detail,
         "An attack that only sees outputs must not succeed where attacks with full knowledge failed. If it does, the "
         "gradients mislead (gradient masking) and the true robustness is lower.",
     )  # fmt: skip
