@@ -186,3 +186,19 @@ def test_is_as_near_as_a_peer_with_the_same_number_of_gradients(norm: str) -> No
     _, distance = attack.smallest(model, images, labels)
     best = min(float(found.median()) for found in peers.values())
     assert float(distance.median()) <= 1.02 * best
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fmn_aims_at_the_nearest_boundary_though_eight_logits_stand_higher(norm: str) -> None:
+    """Nine classes with six values each: the farther a logit is, the steeper it rises, the last one ten times so."""
+    gaps = torch.arange(1.0, 10.0)
+    rises = torch.where(gaps == 9, 10 * gaps, gaps)
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        moved = (images - 0.5).flatten(1).view(-1, 9, 6).sum(2) / 6**0.5
+        return torch.cat([torch.zeros(len(images), 1), rises * moved - gaps], 1)
+
+    images = torch.full((1, 1, 9, 6), 0.5)
+    _, distance = FMN(norm=norm).smallest(model, images, torch.zeros(1, dtype=torch.long))
+    nearest = 0.1 if norm == "l2" else 0.1 / 6**0.5
+    assert float(distance) == pytest.approx(nearest, rel=0.02)
