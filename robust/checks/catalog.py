@@ -95,7 +95,9 @@ CATALOG = (
         "it breaks over 1 % (at least 2) of the images standing", "evidence", "the gradient misleads",
     ),
     Entry(
-        "black-box", "17", "Square (of a patch its own random search) on up to 100 images standing", "it breaks any",
+        "black-box", "17",
+        "Square (of a patch its own random search) on up to 100 images standing; not in l0, where Sparse-RS is an "
+        "attack on all", "it breaks any",
         "evidence", "the gradient misleads",
     ),
     Entry(
